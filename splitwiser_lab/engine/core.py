@@ -1,0 +1,255 @@
+"""The loop: ask the policies for batches, submit them to lanes, fold the results back into requests.
+
+This is the same loop in every mode. It knows lanes by their interface and modes by their policies; it
+does not know what a GPU, a process or a widget is. Everything that other threads may ask for (a new
+request, a cancellation, another mode) waits in a queue until the next step begins.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from splitwiser_lab.engine.pages import PageAllocator
+from splitwiser_lab.engine.request import Request
+from splitwiser_lab.engine.scheduler import Limits, Policy, Scheduled, Scheduler
+from splitwiser_lab.errors import LaneError, SplitwiserError
+from splitwiser_lab.lanes.base import Lane, Ticket, wait_any
+from splitwiser_lab.timeline import FinishReason, ModeChange, Span
+
+_KEPT_SPANS = 200_000
+_IDLE_SECONDS = 0.05  # how long an idle loop sleeps before it looks for commands again
+
+
+@dataclass
+class Station:
+    """A lane, the policy that feeds it, and the batch under way there."""
+
+    lane: Lane
+    policy: Policy
+    scheduled: Scheduled | None = None
+    ticket: Ticket | None = None
+
+
+@dataclass(frozen=True)
+class ModeSwitch:
+    """Lanes that are ready, and the limits to schedule under, waiting for the old lanes to drain."""
+
+    change: ModeChange
+    stations: list[Station]
+    limits: Limits
+    cores: dict[str, list[int]]
+
+
+class Core:
+    """Requests, pages, lanes and the loop. One thread at a time drives it; any thread may ask for things."""
+
+    def __init__(self, pages: PageAllocator, limits: Limits, ends: Callable[[Request], FinishReason | None]) -> None:
+        """`ends` says whether a request's newest token ends it, and why."""
+        self.scheduler = Scheduler(pages, limits)
+        self.spans: deque[Span] = deque(maxlen=_KEPT_SPANS)
+        self.modes: list[ModeChange] = []
+        self.closed = False
+        self._ends = ends
+        self._stations: list[Station] = []
+        self._switch: ModeSwitch | None = None
+        self._commands: deque[Callable[[], None]] = deque()
+        self._lock = threading.RLock()
+        self._stepping = False
+
+    @property
+    def mode(self) -> ModeChange:
+        """The mode under which batches are scheduled now."""
+        return self.modes[-1]
+
+    @property
+    def quiet(self) -> bool:
+        """Whether there is nothing left to do."""
+        return not self.scheduler.running and not self.scheduler.waiting and not self._commands
+
+    def add(self, request: Request) -> None:
+        """Queue a request."""
+        self._command(lambda: self.scheduler.add(request))
+
+    def cancel(self, request: Request) -> None:
+        """End a request at the next step boundary; what it has generated stays."""
+        request.cancel_requested = True
+        self._command(lambda: self._end_if_cancelled(request))
+
+    def switch(self, switch: ModeSwitch) -> None:
+        """Change lanes and policies as soon as the batches under way are done."""
+
+        def pend() -> None:
+            self._switch = switch
+
+        self._command(pend)
+
+    def drive(self, done: Callable[[], bool], before_step: Callable[[], float | None] | None = None) -> None:
+        """Step until `done`. `before_step` may add requests; it returns seconds until it has more to add, or None."""
+        while True:
+            with self._lock:
+                timeout = before_step() if before_step else None
+                if done():
+                    break
+                if self.closed:
+                    raise SplitwiserError("the engine was closed while requests were under way.")
+                if not self.step(timeout):
+                    time.sleep(min(_IDLE_SECONDS, timeout if timeout is not None else _IDLE_SECONDS))
+        self._run_commands_if_idle()
+
+    def step(self, timeout: float | None = None) -> bool:
+        """Submit what can be submitted, wait for one batch (at most `timeout` seconds), fold results back.
+
+        Returns False when there was nothing to do.
+        """
+        with self._lock:
+            self._stepping = True
+            try:
+                self._run_commands()
+                if self._switch is None:
+                    self._submit()
+                under_way = [station.ticket for station in self._stations if station.ticket]
+                if not under_way:
+                    return self._settle_idle()
+                wait_any(under_way, timeout)
+                self._fold()
+                return True
+            finally:
+                self._stepping = False
+
+    def abandon(self, requests: Sequence[Request]) -> None:
+        """End those of `requests` that are not done, as cancelled."""
+        with self._lock:
+            self._run_commands()
+            if all(request.done for request in requests):
+                return
+            self._drain()
+            for request in requests:
+                if not request.done:
+                    self._end(request, "cancelled")
+
+    def _drain(self) -> None:
+        """Wait for the batches under way and fold them back; submit nothing new."""
+        for station in self._stations:
+            if station.ticket:
+                self._finish_batch(station)
+        for request in self.scheduler.running:
+            request.in_flight = False  # an interrupt may have come between choosing and submitting
+
+    def _submit(self) -> None:
+        for station in self._stations:
+            while station.ticket is None:
+                scheduled = station.policy(self.scheduler)
+                if scheduled is None:
+                    break
+                now = time.perf_counter()
+                for request in scheduled.requests:
+                    request.scheduled = request.scheduled or now
+                try:
+                    station.ticket = station.lane.submit(scheduled.batch)
+                    station.scheduled = scheduled
+                except LaneError as error:
+                    self._fail(scheduled.requests, error)
+                except BaseException:
+                    for request in scheduled.requests:
+                        request.in_flight = False
+                    raise
+
+    def _settle_idle(self) -> bool:
+        """With no batch under way: switch modes if asked, and tell a quiet engine from a stuck one."""
+        if self._switch is not None:
+            switch, self._switch = self._switch, None
+            self._stations, self.scheduler.limits = switch.stations, switch.limits
+            for station in self._stations:
+                station.lane.cores = switch.cores.get(station.lane.name, [])
+            self.modes.append(replace(switch.change, time=time.perf_counter()))
+            return True
+        if not self.quiet:
+            stuck = [request.id for request in (*self.scheduler.running, *self.scheduler.waiting)]
+            raise SplitwiserError(f"requests {stuck} are left but no lane can run them: this is a bug, report it.")
+        return False
+
+    def _fold(self) -> None:
+        for station in self._stations:
+            if station.ticket and station.ticket.done():
+                self._finish_batch(station)
+
+    def _finish_batch(self, station: Station) -> None:
+        ticket, scheduled = station.ticket, station.scheduled
+        assert ticket is not None and scheduled is not None
+        batch, requests = scheduled.batch, scheduled.requests
+        try:
+            result = ticket.result()
+        except LaneError as error:
+            station.ticket = station.scheduled = None
+            self._fail(requests, error)
+            return
+        station.ticket = station.scheduled = None
+        now, lane = time.perf_counter(), station.lane.name
+        counts = (batch.prefill_tokens, len(batch.decode), len(requests))
+        self.spans.append(Span(lane, batch.phase, result.start, result.end, *counts, self.mode.mode))
+        for number, (request, sequence, token) in enumerate(zip(requests, batch.sequences, result.tokens, strict=True)):
+            if token is not None:
+                request.output.append(token)
+                request.token_times.append(now)
+                if number >= len(batch.decode):
+                    request.hand_off = now  # its block table is all that decode needs: nothing moves
+            request.computed, request.in_flight = sequence.context, False
+            if token is not None:
+                self._announce(request, token)
+            self._end_if_cancelled(request)
+
+    def _announce(self, request: Request, token: int) -> None:
+        """End the request if this token ends it, and tell whoever listens."""
+        if reason := self._ends(request):
+            self._end(request, reason)
+        try:
+            if request.on_token:
+                request.on_token(request, token)
+        except Exception as error:  # the listener's own fault: it costs this request and no other
+            if not request.done:
+                self._end(request, "error", error)
+            request.error = error
+
+    def _end_if_cancelled(self, request: Request) -> None:
+        if request.cancel_requested and not request.in_flight and not request.done:
+            self._end(request, "cancelled")
+
+    def _end(self, request: Request, reason: FinishReason, error: Exception | None = None) -> None:
+        self.scheduler.remove(request)
+        request.finish(reason, time.perf_counter(), error)
+
+    def _fail(self, requests: Sequence[Request], error: Exception) -> None:
+        for request in requests:
+            request.in_flight = False
+            self._end(request, "error", error)
+
+    def _command(self, command: Callable[[], None]) -> None:
+        self._commands.append(command)
+        self._run_commands_if_idle()
+
+    def _run_commands(self) -> None:
+        while self._commands:
+            self._commands.popleft()()
+
+    def _run_commands_if_idle(self) -> None:
+        """Run what waits, unless a thread is driving: it will. Checked after queueing, and after each drive."""
+        while self._commands and not self._stepping and self._lock.acquire(blocking=False):
+            try:
+                self._run_commands()
+                if self._switch and not any(station.ticket for station in self._stations):
+                    self._settle_idle()
+            finally:
+                self._lock.release()
+
+    def close(self) -> list[Lane]:
+        """Refuse all further work and return the lanes in use."""
+        self.closed = True
+        with self._lock:
+            self._drain()
+            for request in [*self.scheduler.running, *self.scheduler.waiting]:
+                self._end(request, "cancelled")
+            return [station.lane for station in self._stations]

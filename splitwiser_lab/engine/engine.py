@@ -1,0 +1,310 @@
+"""The engine as people use it: load a model, generate, serve, stream, change the mode, close.
+
+What happens in a step is in `core`; which modes exist in `modes`; this file turns prompts into
+requests and requests into results.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from types import TracebackType
+from typing import Any, Protocol, cast
+
+import torch
+
+from splitwiser_lab.engine.core import Core, ModeSwitch, Station
+from splitwiser_lab.engine.intake import Intake, Prompt
+from splitwiser_lab.engine.modes import find_mode
+from splitwiser_lab.engine.pages import PageAllocator
+from splitwiser_lab.engine.request import Request
+from splitwiser_lab.engine.result import Result, cut_at_stop, decode, timeline_of
+from splitwiser_lab.engine.scheduler import Limits
+from splitwiser_lab.errors import GenerationError, RequestError, SplitwiserError
+from splitwiser_lab.hardware import choose_device, choose_dtype
+from splitwiser_lab.lanes.base import Lane
+from splitwiser_lab.lanes.factory import LaneKind, build_lane, share_cores, start_all
+from splitwiser_lab.model.kv_pool import KVPool, pages_for
+from splitwiser_lab.model.loading import LoadedModel, load
+from splitwiser_lab.model.transformer import Transformer
+from splitwiser_lab.timeline import ModeChange, Timeline
+
+PAGE_SIZE = 32
+_LIMITS = {"cpu": Limits(32, 512, 128), "cuda": Limits(256, 8192, 512)}
+
+
+class Arriving(Protocol):
+    """What `serve` reads of each request of a workload."""
+
+    arrival_s: float
+    prompt: str | list[int]
+    max_new_tokens: int
+    ignore_eos: bool
+
+
+class Engine:
+    """One model, one KV pool, and lanes that can be changed while requests are in flight."""
+
+    def __init__(
+        self, model: LoadedModel, pool: KVPool, mode: str = "sequential", seed: int = 0, **options: Any
+    ) -> None:
+        """Use `from_pretrained` unless you have loaded the parts yourself."""
+        self.model, self.pool, self.seed = model, pool, seed
+        self.config, self.tokenizer = model.config, model.tokenizer
+        self.device, self.dtype = model.weights.device, model.weights.dtype
+        self._transformer = Transformer(model.weights, pool)
+        self._intake = Intake(self.config, self.tokenizer, pool.tokens)
+        self._lanes: dict[tuple[str, str], Lane] = {}
+        self._lanes_lock = threading.Lock()
+        self._default_limits = _LIMITS[torch.device(self.device).type]
+        self._core = Core(PageAllocator(pool.pages, pool.page_size), self._default_limits, self._intake.ends)
+        self.set_mode(mode, **options)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: Any = "smollm2-135m",
+        *,
+        device: str = "auto",
+        dtype: Any = "auto",
+        mode: str = "sequential",
+        kv_tokens: int | None = None,
+        page_size: int | None = None,
+        seed: int = 0,
+        **options: Any,
+    ) -> Engine:
+        """Load `model` (an alias, a local folder, a Hub id, or a loaded transformers model) and make it ready.
+
+        `kv_tokens` is the capacity of the KV pool; None sizes it from free memory. `options` are the
+        mode's, as in `set_mode`. Raises ModelError, HardwareError or ModeError.
+        """
+        where = choose_device(device).value
+        find_mode(mode, where).check(options)  # before anything is loaded
+        kind = getattr(torch, choose_dtype(where, dtype).value)
+        loaded = load(model, where, kind)
+        size = PAGE_SIZE if page_size is None else page_size
+        pages = pages_for(loaded.config, kind, where, size, kv_tokens)
+        return cls(loaded, KVPool(loaded.config, kind, where, pages, size), mode, seed, **options)
+
+    @property
+    def mode(self) -> str:
+        """The mode under which batches are scheduled now."""
+        return self._core.mode.mode
+
+    @property
+    def kv_use(self) -> float:
+        """Share of the pool's pages that belong to requests, 0 to 1."""
+        return 1 - self._core.scheduler.pages.free / self.pool.pages
+
+    def set_mode(self, mode: str, **options: Any) -> None:
+        """Change how phases map to lanes, at any time and from any thread; requests in flight go on.
+
+        New lanes are started here, before the old ones drain, so that work goes on meanwhile. Takes
+        effect at the next step boundary. Raises ModeError, or LaneError when a lane cannot start;
+        the mode then stays as it was.
+        """
+        self._refuse_if_closed()
+        found = find_mode(mode, self.device)
+        found.check(options)
+        with self._lanes_lock:
+            stations = [Station(self._lane(kind, name), policy) for name, (kind, policy) in found.lanes.items()]
+            lanes = [station.lane for station in stations]
+            shares = share_cores(lanes, options.get("decode_cores"))
+            start_all(lanes)
+        limits = self._default_limits
+        limits = replace(
+            limits,
+            max_requests=options.get("max_batch", limits.max_requests),
+            prefill_tokens=options.get("prefill_tokens", limits.prefill_tokens),
+            chunk_tokens=options.get("chunk_tokens", limits.chunk_tokens),
+        )
+        self._core.switch(ModeSwitch(ModeChange(0.0, mode, options), stations, limits, shares))
+
+    def submit(
+        self,
+        prompt: Prompt,
+        *,
+        on_token: Callable[[Request, int], None] | None = None,
+        arrival: float | None = None,
+        **sampling: Any,
+    ) -> Request:
+        """Queue one request and return its handle; `run` (or any call that runs others) carries it out.
+
+        `sampling` as in `generate`. `on_token(request, token)` is called for each token as it comes.
+        """
+        self._refuse_if_closed()
+        request = self._intake.request(prompt, arrival, on_token, sampling)
+        self._core.add(request)
+        return request
+
+    def cancel(self, request: Request) -> None:
+        """End a request at the next step boundary, from any thread. What it has generated stays."""
+        self._core.cancel(request)
+
+    def run(self) -> None:
+        """Carry out all requests submitted so far."""
+        self._refuse_if_closed()
+        self._core.drive(lambda: self._core.quiet)
+
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        max_new_tokens: int = 64,
+        *,
+        ignore_eos: bool = False,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int | None = None,
+        stop: str | Sequence[str] = (),
+        on_token: Callable[[Request, int], None] | None = None,
+    ) -> Result:
+        """Run prompts (texts, or lists of token ids) to their end; results come in the same order.
+
+        Greedy at `temperature` 0. The same `seed` (the engine's when None) gives the same tokens in every
+        mode. Raises RequestError before anything runs when a prompt cannot be served, and GenerationError
+        at the end, with the finished part in its `result`, when some requests failed.
+        """
+        self._refuse_if_closed()
+        one = isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], int))
+        many = cast(list[Prompt], [prompts] if one else list(prompts))
+        if not many:
+            raise RequestError("no prompts given: pass a text, a list of token ids, or a list of either.")
+        origin = time.perf_counter()
+        base = self.seed if seed is None else seed
+        requests = []
+        for number, prompt in enumerate(many):
+            sampling = {
+                "max_new_tokens": max_new_tokens,
+                "ignore_eos": ignore_eos,
+                "temperature": temperature,
+                "top_p": top_p,
+                "seed": base + number,
+                "stop": stop,
+            }
+            try:
+                requests.append(self._intake.request(prompt, origin, on_token, sampling))
+            except RequestError as error:
+                raise RequestError(f"prompt {number}: {error}" if len(many) > 1 else str(error)) from None
+        for request in requests:
+            self._core.add(request)
+        try:
+            self._core.drive(lambda: all(request.done for request in requests))
+        finally:
+            self._core.abandon(requests)  # after an interrupt; else there is nothing left to end
+        result = self._result(requests, origin)
+        if result.errors:
+            raise GenerationError(
+                f"{len(result.errors)} of {len(requests)} requests failed; the first: {result.errors[0]} "
+                "What finished is in this error's `result`.",
+                result,
+            ) from result.errors[0]
+        return result
+
+    def stream(self, prompt: Prompt, **sampling: Any) -> Iterator[str]:
+        """Yield the text of one request piece by piece as its tokens come. Closing the iterator cancels it."""
+        request = self.submit(prompt, **sampling)
+        sent = ""
+        try:
+            while not request.done:
+                known = len(request.output)
+                self._core.drive(functools.partial(_has_more, request, known))
+                text = cut_at_stop(decode(self.tokenizer, request.output), request.sampling.stop)
+                if not text.endswith("\ufffd") or request.done:  # else a character is still incomplete
+                    yield text[len(sent) :]
+                    sent = text
+        finally:
+            self._core.abandon([request])
+        if request.error is not None:
+            raise request.error
+
+    def serve(self, workload: Any, seconds: float | None = None) -> Result:
+        """Open loop: requests arrive by the workload's clock, whether or not the engine keeps up.
+
+        Stops when all are done, or after `seconds`, cancelling what is then unfinished. A request that
+        cannot be served is recorded as refused, with its error in `result.errors`; the others go on.
+        """
+        self._refuse_if_closed()
+        due = list(workload.requests(vocab_size=self.config.vocab_size, max_tokens=self._intake.longest))
+        origin = time.perf_counter()
+        requests: list[Request] = []
+        out_of_time = False
+
+        def admit() -> float | None:
+            nonlocal out_of_time
+            now = time.perf_counter() - origin
+            out_of_time = seconds is not None and now >= seconds
+            while len(requests) < len(due) and due[len(requests)].arrival_s <= now and not out_of_time:
+                requests.append(self._admit(due[len(requests)], origin, len(requests)))
+            return due[len(requests)].arrival_s - now if len(requests) < len(due) else None
+
+        def over() -> bool:
+            return out_of_time or (len(requests) == len(due) and all(r.done for r in requests))
+
+        try:
+            self._core.drive(over, admit)
+        finally:
+            self._core.abandon(requests)
+        return self._result(requests, origin)
+
+    def timeline(self, since: float = 0.0, requests: Sequence[Request] = ()) -> Timeline:
+        """What the lanes have done since `since` on `time.perf_counter`'s clock, for a live view."""
+        return timeline_of(requests, list(self._core.spans), self._core.modes, since)
+
+    def tokenize(self, prompt: str, chat: bool = False) -> list[int]:
+        """Token ids of a text; with `chat`, as one user turn in the model's chat template."""
+        return self._intake.tokenize(prompt, chat)
+
+    def close(self) -> None:
+        """End all lanes and give back all memory. Requests under way end as cancelled; calling it again is fine."""
+        self._core.close()
+        with self._lanes_lock:
+            for lane in self._lanes.values():
+                lane.close()
+            self._lanes.clear()
+        for held in ("model", "pool", "_transformer"):
+            self.__dict__.pop(held, None)
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        if self._core.closed:
+            return "Engine(closed)"
+        return (
+            f"Engine({self.model.name!r}, device={self.device!r}, dtype={str(self.dtype).removeprefix('torch.')!r}, "
+            f"mode={self.mode!r}, kv_tokens={self.pool.tokens})"
+        )
+
+    def _admit(self, item: Arriving, origin: float, number: int) -> Request:
+        """A request of a workload; one that cannot be served is refused and recorded."""
+        arrival = origin + item.arrival_s
+        sampling = {"max_new_tokens": item.max_new_tokens, "ignore_eos": item.ignore_eos, "seed": self.seed + number}
+        try:
+            request = self._intake.request(item.prompt, arrival, None, sampling)
+            self._core.add(request)
+        except RequestError as error:
+            request = self._intake.refused(arrival, error)
+        return request
+
+    def _result(self, requests: list[Request], origin: float) -> Result:
+        return Result(requests, self.timeline(origin, requests), self.tokenizer)
+
+    def _lane(self, kind: LaneKind, name: str) -> Lane:
+        """The lane of that kind and name: made once, kept for the next time its mode is chosen."""
+        if (kind, name) not in self._lanes:
+            self._lanes[kind, name] = build_lane(kind, name, self._transformer)
+        return self._lanes[kind, name]
+
+    def _refuse_if_closed(self) -> None:
+        if self._core.closed:
+            raise SplitwiserError("this engine is closed: load a new one with Engine.from_pretrained.")
+
+
+def _has_more(request: Request, known: int) -> bool:
+    return request.done or len(request.output) > known

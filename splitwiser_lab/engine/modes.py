@@ -1,0 +1,88 @@
+"""The modes: which lanes there are, and which policy feeds each. Nothing else tells modes apart.
+
+To add a mode, add an entry to `MODES`; if it needs a new kind of lane, teach `lanes.factory` to build it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from splitwiser_lab.engine.scheduler import Policy, decode_only, mixed, prefill_first, prefill_only
+from splitwiser_lab.errors import ModeError
+from splitwiser_lab.hardware import ModeSupport, choose_device
+from splitwiser_lab.lanes.factory import LaneKind, why_not
+
+_COMMON = {"max_batch": "requests in the pool at once", "prefill_tokens": "tokens in one prefill batch"}
+
+
+@dataclass(frozen=True)
+class Mode:
+    """`lanes` maps the name of each lane to its kind and to the policy that feeds it."""
+
+    name: str
+    summary: str
+    lanes: dict[str, tuple[LaneKind, Policy]]
+    options: dict[str, str] = field(default_factory=dict)
+
+    def check(self, options: dict[str, Any]) -> None:
+        """Raise ModeError unless all options are known here and are positive whole numbers."""
+        known = {**_COMMON, **self.options}
+        for name, value in options.items():
+            if name not in known:
+                listed = "; ".join(f"{option}: {meaning}" for option, meaning in known.items())
+                raise ModeError(f"mode {self.name!r} has no option {name!r}. It has {listed}.")
+            if not isinstance(value, int) or value < 1:
+                raise ModeError(f"{name}={value!r} ({known[name]}): give a whole number of at least 1.")
+
+
+_SPLIT = {"prefill": prefill_only, "decode": decode_only}
+
+
+def _split(kind: LaneKind) -> dict[str, tuple[LaneKind, Policy]]:
+    return {lane: (kind, policy) for lane, policy in _SPLIT.items()}
+
+
+MODES = {
+    mode.name: mode
+    for mode in (
+        Mode("sequential", "one lane, phases in turns, prefill first", {"main": ("inline", prefill_first)}),
+        Mode(
+            "chunked",
+            "one lane, mixed batches: all decode tokens, then chunks of prompts",
+            {"main": ("inline", mixed)},
+            {"chunk_tokens": "tokens in one mixed batch"},
+        ),
+        Mode(
+            "processes",
+            "two processes over the same weights and pool, each with its share of the cores",
+            _split("process"),
+            {"decode_cores": "CPU cores of the decode lane; prefill gets the rest"},
+        ),
+        Mode("streams", "two CUDA streams, decode at high priority", _split("stream")),
+        Mode("partitioned", "two green contexts with disjoint SMs", _split("partition")),
+        Mode("mps", "two processes under NVIDIA MPS, each with its share of the SMs", _split("mps")),
+        Mode("auto", "whichever of the others is predicted to pay", _split("auto")),
+    )
+}
+
+
+def supported_modes(device: str = "auto") -> list[ModeSupport]:
+    """Each mode with whether it runs on `device` here, and why or why not."""
+    where = choose_device(device).value
+    found = []
+    for mode in MODES.values():
+        reasons = [reason for kind, _ in mode.lanes.values() if (reason := why_not(kind, where))]
+        found.append(ModeSupport(mode.name, not reasons, reasons[0] if reasons else mode.summary))
+    return found
+
+
+def find_mode(name: str, device: str) -> Mode:
+    """The mode of that name. Raises ModeError when there is none, or when it cannot run here, with the reason."""
+    support = {mode.mode: mode for mode in supported_modes(device)}
+    if name not in support:
+        raise ModeError(f"unknown mode {name!r}: choose one of {', '.join(support)}.")
+    if not support[name].available:
+        runs = ", ".join(mode.mode for mode in support.values() if mode.available)
+        raise ModeError(f"mode {name!r} cannot run on {device} here: {support[name].reason}. These can: {runs}.")
+    return MODES[name]

@@ -1,0 +1,32 @@
+"""The project's own prompts, from `data/prompts.json`. Knows no tokenizer and no workload."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from splitwiser_lab.errors import WorkloadError
+
+# A source checkout has data/ beside the package, an installed wheel has it inside.
+_PLACES = (Path(__file__).parents[2] / "data", Path(__file__).parents[1] / "_data")
+
+
+def load_prompts(kind: str | None = None) -> list[str]:
+    """The prompts of one kind, or all, in the order of the file, as text.
+
+    Kinds: conversation, code, summarisation, radiology (whose findings are invented: no patient). Raises
+    WorkloadError for an unknown kind, and when the file is missing or damaged.
+    """
+    path = next((place / "prompts.json" for place in _PLACES if (place / "prompts.json").is_file()), None)
+    if path is None:
+        looked = " and ".join(str(place) for place in _PLACES)
+        raise WorkloadError(f"prompts.json is missing (looked in {looked}): reinstall the package, or restore the file")
+    try:
+        prompts = [(str(prompt["kind"]), str(prompt["text"])) for prompt in json.loads(path.read_text("utf-8"))]
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise WorkloadError(f"{path} is damaged ({error!r}): restore the file, or reinstall the package") from error
+    chosen = [text for of, text in prompts if kind in (None, of)]
+    if not chosen:
+        kinds = ", ".join(dict.fromkeys(of for of, _ in prompts)) or f"none in {path}"
+        raise WorkloadError(f"there are no prompts of the kind {kind!r}; the kinds are: {kinds}")
+    return chosen

@@ -1,0 +1,78 @@
+"""A batch: packed tokens of some sequences, and what attention and sampling need to know of each.
+
+It is plain Python, small enough to travel to another process at every step, and knows no request.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from splitwiser_lab.timeline import SpanPhase
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingSpec:
+    """How to pick one token: greedy at temperature 0, else with the given random number in [0, 1).
+
+    The number comes with the batch, so that every lane in every process picks the same token.
+    """
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    uniform: float = 0.0
+
+
+GREEDY = SamplingSpec()
+
+
+@dataclass(frozen=True, slots=True)
+class Sequence:
+    """The part of one sequence that a batch computes: `tokens` at positions `start`, `start` + 1, ...
+
+    `block_table` names the pages of all its tokens so far, these included. `sampling` is None where
+    more of the prompt is still to come, so that no token is to be picked.
+    """
+
+    tokens: list[int]
+    start: int
+    block_table: list[int]
+    sampling: SamplingSpec | None
+
+    @property
+    def context(self) -> int:
+        """Tokens whose keys and values lie in the pool once this batch is done."""
+        return self.start + len(self.tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Sequences to run in one pass: first those that decode (one token each), then those that prefill."""
+
+    decode: list[Sequence]
+    prefill: list[Sequence]
+
+    @property
+    def sequences(self) -> list[Sequence]:
+        return self.decode + self.prefill
+
+    @property
+    def phase(self) -> SpanPhase:
+        if self.decode and self.prefill:
+            return "mixed"
+        return "decode" if self.decode else "prefill"
+
+    @property
+    def prefill_tokens(self) -> int:
+        return sum(len(sequence.tokens) for sequence in self.prefill)
+
+
+@dataclass(frozen=True, slots=True)
+class BatchResult:
+    """What came of a batch: per sequence the picked token (None where none was asked for).
+
+    `start` and `end` are the device's, in seconds on `time.perf_counter`'s clock.
+    """
+
+    tokens: list[int | None]
+    start: float
+    end: float

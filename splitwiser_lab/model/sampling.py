@@ -1,0 +1,36 @@
+"""From logits to token ids: greedy, or by temperature and nucleus (top-p) with a given random number."""
+
+from __future__ import annotations
+
+import torch
+
+from splitwiser_lab.model.batch import SamplingSpec
+
+
+def sample(logits: torch.Tensor, specs: list[SamplingSpec]) -> torch.Tensor:
+    """`logits` [S, V] and one spec a row -> token ids [S].
+
+    The random number of a row is turned into a token by the inverse of the cumulative distribution in
+    float64: rounding differences between lanes are some 1e-7 of the probability, so all pick the same.
+    """
+    tokens = logits.argmax(dim=-1)  # [S]
+    rows = [i for i, spec in enumerate(specs) if spec.temperature > 0]
+    if not rows:
+        return tokens
+    chosen = [specs[i] for i in rows]
+
+    def column(values: list[float]) -> torch.Tensor:
+        return torch.tensor(values, dtype=torch.float64, device=logits.device)[:, None]  # [R, 1]
+
+    scaled = logits[rows].double() / column([spec.temperature for spec in chosen])
+    probabilities = scaled.softmax(-1)  # [R, V]
+    ordered, order = torch.sort(probabilities, dim=-1, descending=True, stable=True)  # [R, V]
+    # Nucleus sampling (Holtzman et al., arXiv 1904.09751): the fewest tokens that reach top_p together.
+    outside = ordered.cumsum(-1) - ordered >= column([spec.top_p for spec in chosen])
+    ordered = ordered.masked_fill(outside, 0.0)
+    kept = torch.zeros_like(ordered).scatter_(-1, order, ordered)  # back in vocabulary order
+    cumulative = kept.cumsum(-1)
+    threshold = column([spec.uniform for spec in chosen]) * cumulative[:, -1:]
+    picked = torch.searchsorted(cumulative, threshold, right=True)[:, 0]  # [R]
+    tokens[rows] = picked
+    return tokens

@@ -1,0 +1,82 @@
+"""A model's weights in one piece of memory, which other processes can map.
+
+One piece means one file descriptor (or one CUDA handle) to pass on, whatever the number of tensors.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+
+from splitwiser_lab.errors import ModelError
+from splitwiser_lab.model.config import ModelConfig
+from splitwiser_lab.shared_memory import SharedBuffer
+
+_ALIGN = 64  # bytes: a cache line, and more than any vector load asks for
+
+
+class Weights:
+    """Named views, e.g. `weights["layers.0.qkv.weight"]`, into one buffer on one device."""
+
+    def __init__(self, config: ModelConfig, dtype: torch.dtype, device: str, buffer_fd: int | None = None) -> None:
+        """Allocate room for `config` on `device`, or map memory that another process allocated (CPU only)."""
+        self.config, self.dtype, self.device = config, dtype, device
+        shapes = {name: shape for name, (shape, _) in config.layout().items()}
+        offsets, end = {}, 0
+        for name, shape in shapes.items():
+            offsets[name] = end
+            end += -(-math.prod(shape) * dtype.itemsize // _ALIGN) * _ALIGN
+        self.nbytes = end
+        self.buffer: SharedBuffer | None = None
+        if torch.device(device).type == "cpu":
+            self.buffer = SharedBuffer(end, buffer_fd)
+            flat = self.buffer.tensor(torch.uint8, (end,))
+        else:
+            flat = torch.empty(end, dtype=torch.uint8, device=device)
+        self._tensors = {
+            name: flat[offsets[name] : offsets[name] + math.prod(shape) * dtype.itemsize].view(dtype).view(shape)
+            for name, shape in shapes.items()
+        }
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        return self._tensors[name]
+
+    def get(self, name: str) -> torch.Tensor | None:
+        """The tensor, or None where this family has none of that name (biases, query and key norms)."""
+        return self._tensors.get(name)
+
+    def fill(self, read: Callable[[str], torch.Tensor]) -> Weights:
+        """Copy in the tensors that `read` gives for Hugging Face names. Raises ModelError when one does not fit."""
+        for name, (shape, sources) in self.config.layout().items():
+            row = 0
+            for source in sources:
+                try:
+                    tensor = read(source)
+                except KeyError as error:
+                    raise ModelError(
+                        f"the weights have no tensor {source!r}, which a {self.config.family} model needs. "
+                        "Check that the files belong to this config.json, or download the model again."
+                    ) from error
+                rows = tensor.shape[0]
+                if tensor.shape[1:] != shape[1:] or row + rows > shape[0]:
+                    raise ModelError(
+                        f"tensor {source!r} has shape {list(tensor.shape)}, which does not fit {name} {list(shape)}. "
+                        "Check that the files belong to this config.json."
+                    )
+                self._tensors[name][row : row + rows].copy_(tensor)
+                row += rows
+            if row != shape[0]:
+                raise ModelError(f"{name} needs {shape[0]} rows, the weights hold {row}: wrong config.json?")
+        return self
+
+    def fill_random(self, seed: int = 0) -> Weights:
+        """Random weights of the right shape: for speed, and for tests that need no file."""
+        generator = torch.Generator(self.device).manual_seed(seed)
+        for name, tensor in self._tensors.items():
+            if "norm.weight" in name:
+                tensor.fill_(1.0)
+            else:
+                tensor.normal_(0.0, 0.02, generator=generator)
+        return self
