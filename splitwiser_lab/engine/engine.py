@@ -95,6 +95,11 @@ class Engine:
         return self._core.mode.mode
 
     @property
+    def longest_request(self) -> int:
+        """The most tokens, prompt and output, that one request can have."""
+        return self._intake.longest
+
+    @property
     def kv_use(self) -> float:
         """Share of the pool's pages that belong to requests, 0 to 1."""
         return 1 - self._core.scheduler.pages.free / self.pool.pages
@@ -257,6 +262,11 @@ class Engine:
         """Token ids of a text; with `chat`, as one user turn in the model's chat template."""
         return self._intake.tokenize(prompt, chat)
 
+    def new_lane(self, kind: LaneKind, name: str) -> Lane:
+        """A lane of your own over this engine's weights and pool, to use by hand. Close it before the engine."""
+        self._refuse_if_closed()
+        return build_lane(kind, name, self._transformer)
+
     def close(self) -> None:
         """End all lanes and give back all memory. Requests under way end as cancelled; calling it again is fine."""
         self._core.close()
@@ -298,7 +308,7 @@ class Engine:
     def _lane(self, kind: LaneKind, name: str) -> Lane:
         """The lane of that kind and name: made once, kept for the next time its mode is chosen."""
         if (kind, name) not in self._lanes:
-            self._lanes[kind, name] = build_lane(kind, name, self._transformer)
+            self._lanes[kind, name] = self.new_lane(kind, name)
         return self._lanes[kind, name]
 
     def _refuse_if_closed(self) -> None:

@@ -1,0 +1,37 @@
+# Every target does its own set-up (bootstrap.py, into .venv); pass arguments on with ARGS: make test ARGS="-k pool"
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lab lint format clean distclean
+
+PYTHON ?= $(shell command -v python3 || command -v python3.13 || command -v python3.12 || command -v python3.11 || echo python3)
+BIN := .venv/bin
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup:  ## .venv with everything in it; a second run takes a moment
+	@$(PYTHON) bootstrap.py
+
+demo: setup  ## the same requests in every mode this machine can run: text, times, tokens checked
+	@$(BIN)/splitwiser-lab demo $(ARGS)
+
+test: setup  ## all tests; those that need a GPU or a model that is not here say so and are skipped
+	@$(BIN)/python -m pytest $(ARGS)
+
+lab: setup  ## JupyterLab with the first notebook, on this machine only
+	@$(BIN)/splitwiser-lab lab $(ARGS)
+
+lint: setup  ## ruff over everything, mypy over the package
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+format: setup  ## let ruff put it right
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+clean:  ## remove caches, build output and reports
+	@rm -rf build dist reports *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	@find . -path ./.venv -prune -o \( -name __pycache__ -o -name .ipynb_checkpoints \) -type d -prune -exec rm -rf {} +
+
+distclean: clean  ## remove the set-up too
+	@rm -rf .venv

@@ -1,0 +1,120 @@
+"""The overlap gain in a steady state: what both phases get done together, against each of them alone.
+
+    gain = prefill rate / prefill rate alone + decode rate / decode rate alone
+
+Taking turns gives 1, perfect overlap 2. "Alone" is the same engine in `sequential` mode, with the whole
+machine, doing only that phase; all three runs are taken by turns, in the same process, after a warm-up.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Literal
+
+from splitwiser_lab.engine.engine import Engine
+from splitwiser_lab.engine.request import Request
+from splitwiser_lab.metrics import rate
+
+Load = Literal["prefill", "decode", "both"]
+_WAITING = 2  # prompts kept waiting, so that prefill never runs dry
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """One measurement: rates in tokens per second, alone and together."""
+
+    mode: str
+    prefill_alone: float
+    decode_alone: float
+    prefill: float
+    decode: float
+
+    @property
+    def gain(self) -> float:
+        """Prefill's share of its rate alone plus decode's."""
+        return self.prefill / self.prefill_alone + self.decode / self.decode_alone
+
+    @property
+    def decode_slowdown(self) -> float | None:
+        """How many times longer a decode step takes than alone; None when decode got nothing done."""
+        return self.decode_alone / self.decode if self.decode else None
+
+
+def measure_overlap(
+    engine: Engine,
+    modes: Sequence[str],
+    prefill_tokens: int = 512,
+    decode_batch: int = 1,
+    context: int = 512,
+    seconds: float = 3.0,
+    repeats: int = 3,
+) -> dict[str, list[Overlap]]:
+    """Measure each mode `repeats` times, interleaved: per round, each phase alone and then every mode with both.
+
+    Prompts of `prefill_tokens` are always waiting; `decode_batch` requests of `context` tokens decode all
+    the while. Each run lasts `seconds` after it has settled. The engine is left in its present mode.
+    """
+    before, found = engine.mode, {mode: [] for mode in modes}  # type: tuple[str, dict[str, list[Overlap]]]
+    shape = (prefill_tokens, decode_batch, context)
+    for number in range(repeats + 1):
+        engine.set_mode("sequential")
+        alone = [_run(engine, load, shape, seconds if number else 0.3) for load in ("prefill", "decode")]
+        for mode in modes:
+            engine.set_mode(mode)
+            together = _run(engine, "both", shape, seconds if number else 0.3)
+            if number:  # round 0 warms up
+                found[mode].append(Overlap(mode, alone[0][0], alone[1][1], *together))
+    engine.set_mode(before)
+    return found
+
+
+def median_gain(measured: Sequence[Overlap]) -> float:
+    """The median over repeats."""
+    return median(overlap.gain for overlap in measured)
+
+
+def _run(engine: Engine, load: Load, shape: tuple[int, int, int], seconds: float) -> tuple[float, float]:
+    """Prefill and decode tokens per second under a steady load of one phase or of both."""
+    prefill_tokens, decode_batch, context = shape
+    draw = random.Random(0)
+    live: set[Request] = set()
+    window = {"start": 0.0, "end": float("inf")}
+    settled = {"prefill": load == "decode", "decode": load == "prefill"}
+
+    def prompt(length: int) -> list[int]:
+        return [draw.randrange(10, engine.config.vocab_size) for _ in range(length)]
+
+    def submit(length: int, new: int, phase: str) -> None:
+        def on_token(request: Request, _: int) -> None:
+            now = time.perf_counter()
+            # Settled: every decoding request has its first token, and a prompt came through beside them.
+            settled[phase] = settled[phase] or (phase == "prefill") or len(request.output) > 1
+            if not window["start"] and all(settled.values()):
+                window.update(start=now, end=now + seconds)
+            over = now > window["end"]
+            if request.done and not over:
+                submit(length, new, phase)
+            if over:
+                for other in [other for other in live if not other.done]:
+                    engine.cancel(other)
+
+        live.add(engine.submit(prompt(length), max_new_tokens=new, ignore_eos=True, on_token=on_token))
+
+    if load != "prefill":
+        room = min(engine.config.context, engine.pool.tokens // decode_batch) - context
+        for _ in range(decode_batch):
+            submit(context, max(room, 1), "decode")
+    if load != "decode":
+        for _ in range(_WAITING):
+            submit(prefill_tokens, 1, "prefill")
+    # Where decode starves behind prefill (one lane in turns), nothing would settle it: prefill does.
+    settled["decode"] = settled["decode"] or engine.mode == "sequential"
+    origin = time.perf_counter()
+    engine.run()
+    timeline = engine.timeline(origin)
+    start, end = window["start"] - origin, min(window["end"] - origin, timeline.duration)
+    return rate(timeline, "prefill", start, end), rate(timeline, "decode", start, end)
