@@ -34,6 +34,7 @@ TORN = os.path.join(VENV, "install.torn")  # there while pip unpacks: a pip kill
 OLDEST, NEWEST_TESTED = (3, 11), (3, 13)
 FREE_GB = 2.5  # for the CPU build of torch; CUDA wants about 8, and pip says so itself
 HEARTBEAT_S = 15.0  # between signs of life where there is no terminal for a running line
+AGAIN = "Running the same command again goes on from here."
 PROBE = "import sys; print('%d.%d.%d' % sys.version_info[:3], sys.implementation.name); import ensurepip, venv"
 
 HINTS = (  # (what pip says, what to do about it); the first that fits
@@ -179,7 +180,7 @@ def follow(process: "subprocess.Popen[str]", progress: Progress, lines: List[str
 
 
 def run(command: List[str], progress: Progress, turn: int) -> None:
-    """Run one step to its end. A failure raises SetupError with the last lines and a way out."""
+    """Run one step to its end, or raise SetupError with the way out."""
     lines = []  # type: List[str]
     process = subprocess.Popen(
         command,
@@ -205,20 +206,21 @@ def run(command: List[str], progress: Progress, turn: int) -> None:
         reader.join()
     if code:
         progress.end("failed")
-        told = [line for line in lines if line and not re.match(r"WARNING: (Retrying|Location)", line)]
-        raise SetupError("\n".join(told[-12:]) + "\n\n" + way_out("\n".join(lines), code))
+        raise SetupError(way_out(lines, code))
     with contextlib.suppress(FileNotFoundError):
         os.remove(TORN)
     progress.end("done")
 
 
-def way_out(output: str, code: int = 1) -> str:
-    """What to do about a step that failed, judged by what it printed."""
+def way_out(lines: List[str], code: int = 1) -> str:
+    """What to do about a step that failed, judged by what it printed; and the end of that."""
     machine = f"{platform.system()} {platform.machine()} with Python {'.'.join(map(str, installed_version()))}"
-    fitting = [hint for pattern, hint in HINTS if re.search(pattern, output)]
+    fitting = [hint for pattern, hint in HINTS if re.search(pattern, "\n".join(lines))]
     advice = "pip was killed: is the memory full?" if code < 0 else "".join(fitting[:1]).format(machine=machine)
-    full_log = f"The full log: {os.path.relpath(LOG)}." if os.path.exists(LOG) else ""
-    return f"{advice}\n{full_log} Running the same command again goes on from here.".strip()
+    errors = [i for i, line in enumerate(lines) if "error" in line.lower() and not line.startswith("WARNING")]
+    shown = [line for line in lines[min(errors, default=0) :] if line][-12:]
+    log = [f"The full log is in {os.path.relpath(LOG)}."] if os.path.exists(LOG) else []
+    return "\n    ".join(["It printed:", *shown]) + "\n" + "\n".join([*log, advice, AGAIN])
 
 
 def installed_version() -> Tuple[int, ...]:
@@ -282,8 +284,8 @@ def install(turn: int) -> None:
     progress = Progress(steps=4)
     make_venv(progress, turn)
     # Pinned and before the others: asked for by a range, torch would come as its newest build, gigabytes of it.
-    progress.start(torch.replace("==", " ") + " (some minutes where it brings CUDA)")
-    run([*pip, "-c", LOCK, torch], progress, turn)
+    progress.start(torch.replace("==", " "))
+    run([*pip, torch], progress, turn)
     progress.start("the packages of " + os.path.basename(LOCK))
     run([*pip, "-r", LOCK], progress, turn)
     progress.start("splitwiser_lab itself, editable")
@@ -312,9 +314,9 @@ def main() -> int:
     except SetupError as error:
         print(f"\nThe set-up stopped.\n{error}", file=sys.stderr)
     except OSError as error:
-        print(f"\nThe set-up stopped: {error}\n{way_out(str(error))}", file=sys.stderr)
+        print(f"\nThe set-up stopped.\n{way_out([str(error)])}", file=sys.stderr)
     except KeyboardInterrupt:
-        print("\nInterrupted. Running the same command again goes on from here.", file=sys.stderr)
+        print(f"\nInterrupted. {AGAIN}", file=sys.stderr)
         return 130
     return 1
 

@@ -80,9 +80,7 @@ def generated(model: PreTrainedModel, prompt: list[int], count: int, **options: 
     """The new tokens of transformers' own greedy `generate` on one prompt."""
     ids = torch.tensor([prompt])
     with torch.inference_mode():
-        out = model.generate(
-            ids, attention_mask=torch.ones_like(ids), max_new_tokens=count, do_sample=False, **options
-        )
+        out = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=count, do_sample=False, **options)
     return out[0, len(prompt) :].tolist()
 
 

@@ -22,6 +22,7 @@ from splitwiser_lab.timeline import FinishReason, ModeChange, Span
 
 _KEPT_SPANS = 200_000
 _IDLE_SECONDS = 0.05  # how long an idle loop sleeps before it looks for commands again
+_YIELD_SECONDS = 1e-4  # between two steps when other threads want to drive too
 
 
 @dataclass
@@ -58,6 +59,7 @@ class Core:
         self._switch: ModeSwitch | None = None
         self._commands: deque[Callable[[], None]] = deque()
         self._lock = threading.RLock()
+        self._drivers: set[int] = set()
         self._stepping = False
 
     @property
@@ -89,15 +91,26 @@ class Core:
 
     def drive(self, done: Callable[[], bool], before_step: Callable[[], float | None] | None = None) -> None:
         """Step until `done`. `before_step` may add requests; it returns seconds until it has more to add, or None."""
-        while True:
+        me = threading.get_ident()
+        self._drivers.add(me)
+        try:
+            while True:
+                with self._lock:
+                    timeout = before_step() if before_step else None
+                    if done():
+                        break
+                    if self.closed:
+                        raise SplitwiserError("the engine was closed while requests were under way.")
+                    if not self.step(timeout):
+                        time.sleep(min(_IDLE_SECONDS, timeout if timeout is not None else _IDLE_SECONDS))
+                if len(self._drivers) > 1:
+                    time.sleep(_YIELD_SECONDS)  # else the lock comes back to this thread again and again
+        except BaseException:
             with self._lock:
-                timeout = before_step() if before_step else None
-                if done():
-                    break
-                if self.closed:
-                    raise SplitwiserError("the engine was closed while requests were under way.")
-                if not self.step(timeout):
-                    time.sleep(min(_IDLE_SECONDS, timeout if timeout is not None else _IDLE_SECONDS))
+                self._drain()  # whatever was interrupted, the next call finds no request half way
+            raise
+        finally:
+            self._drivers.discard(me)
         self._run_commands_if_idle()
 
     def step(self, timeout: float | None = None) -> bool:
@@ -122,10 +135,10 @@ class Core:
 
     def abandon(self, requests: Sequence[Request]) -> None:
         """End those of `requests` that are not done, as cancelled."""
+        if all(request.done for request in requests):
+            return
         with self._lock:
             self._run_commands()
-            if all(request.done for request in requests):
-                return
             self._drain()
             for request in requests:
                 if not request.done:
@@ -137,7 +150,7 @@ class Core:
             if station.ticket:
                 self._finish_batch(station)
         for request in self.scheduler.running:
-            request.in_flight = False  # an interrupt may have come between choosing and submitting
+            request.in_flight = False  # an interrupt may have come between choosing and folding back
 
     def _submit(self) -> None:
         for station in self._stations:
@@ -154,8 +167,8 @@ class Core:
                 except LaneError as error:
                     self._fail(scheduled.requests, error)
                 except BaseException:
-                    for request in scheduled.requests:
-                        request.in_flight = False
+                    station.ticket = None
+                    station.lane.close()  # it may have begun: its answer would be taken for that of the next batch
                     raise
 
     def _settle_idle(self) -> bool:
@@ -182,30 +195,33 @@ class Core:
         assert ticket is not None and scheduled is not None
         batch, requests = scheduled.batch, scheduled.requests
         try:
+            station.ticket = station.scheduled = None
             result = ticket.result()
         except LaneError as error:
-            station.ticket = station.scheduled = None
             self._fail(requests, error)
             return
-        station.ticket = station.scheduled = None
+        except BaseException:
+            station.lane.close()  # an answer half read: what follows in the pipe makes no sense
+            raise
         now, lane = time.perf_counter(), station.lane.name
         counts = (batch.prefill_tokens, len(batch.decode), len(requests))
         self.spans.append(Span(lane, batch.phase, result.start, result.end, *counts, self.mode.mode))
         for number, (request, sequence, token) in enumerate(zip(requests, batch.sequences, result.tokens, strict=True)):
+            request.computed, request.in_flight = sequence.context, False
             if token is not None:
                 request.output.append(token)
                 request.token_times.append(now)
                 if number >= len(batch.decode):
                     request.hand_off = now  # its block table is all that decode needs: nothing moves
-            request.computed, request.in_flight = sequence.context, False
+                if reason := self._ends(request):
+                    self._end(request, reason)
+        for request, token in zip(requests, result.tokens, strict=True):
             if token is not None:
                 self._announce(request, token)
             self._end_if_cancelled(request)
 
     def _announce(self, request: Request, token: int) -> None:
-        """End the request if this token ends it, and tell whoever listens."""
-        if reason := self._ends(request):
-            self._end(request, reason)
+        """Tell whoever listens. A listener may do anything, even cancel, close or interrupt."""
         try:
             if request.on_token:
                 request.on_token(request, token)
@@ -237,13 +253,17 @@ class Core:
 
     def _run_commands_if_idle(self) -> None:
         """Run what waits, unless a thread is driving: it will. Checked after queueing, and after each drive."""
-        while self._commands and not self._stepping and self._lock.acquire(blocking=False):
+        while (self._commands or self._can_switch) and not self._stepping and self._lock.acquire(blocking=False):
             try:
                 self._run_commands()
-                if self._switch and not any(station.ticket for station in self._stations):
+                if self._can_switch:
                     self._settle_idle()
             finally:
                 self._lock.release()
+
+    @property
+    def _can_switch(self) -> bool:
+        return self._switch is not None and not any(station.ticket for station in self._stations)
 
     def close(self) -> list[Lane]:
         """Refuse all further work and return the lanes in use."""
@@ -252,4 +272,6 @@ class Core:
             self._drain()
             for request in [*self.scheduler.running, *self.scheduler.waiting]:
                 self._end(request, "cancelled")
-            return [station.lane for station in self._stations]
+            lanes = [station.lane for station in self._stations]
+            self._stations, self._switch = [], None  # they hold the weights and the pool
+            return lanes

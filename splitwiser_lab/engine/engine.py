@@ -21,7 +21,7 @@ from splitwiser_lab.engine.intake import Intake, Prompt
 from splitwiser_lab.engine.modes import find_mode
 from splitwiser_lab.engine.pages import PageAllocator
 from splitwiser_lab.engine.request import Request
-from splitwiser_lab.engine.result import Result, cut_at_stop, decode, timeline_of
+from splitwiser_lab.engine.result import Result, cut_at_stop, decode, settled, timeline_of
 from splitwiser_lab.engine.scheduler import Limits
 from splitwiser_lab.errors import GenerationError, RequestError, SplitwiserError
 from splitwiser_lab.hardware import choose_device, choose_dtype
@@ -217,7 +217,9 @@ class Engine:
                 known = len(request.output)
                 self._core.drive(functools.partial(_has_more, request, known))
                 text = cut_at_stop(decode(self.tokenizer, request.output), request.sampling.stop)
-                if not text.endswith("\ufffd") or request.done:  # else a character is still incomplete
+                if not request.done:
+                    text = settled(text, request.sampling.stop)
+                if len(text) > len(sent):
                     yield text[len(sent) :]
                     sent = text
         finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import operator
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -55,7 +56,7 @@ class Intake:
         if texts and self._tokenizer is None:
             raise RequestError("stop texts need a tokenizer: load the model by name or folder.")
         wanted = Sampling(stop_token_ids=eos, stop=texts, **parameters)
-        tokens = self.tokenize(prompt) if isinstance(prompt, str) else list(prompt)
+        tokens = self.tokenize(prompt) if isinstance(prompt, str) else _token_ids(prompt)
         self._check(tokens, wanted)
         return Request(next(self._ids), tokens, wanted, time.perf_counter() if arrival is None else arrival, on_token)
 
@@ -71,7 +72,8 @@ class Intake:
         if output[-1] in wanted.stop_token_ids:
             return "stop"
         if wanted.stop:
-            recent = decode(self._tokenizer, output[-max(map(len, wanted.stop)) - _STOP_WINDOW :])
+            longest = max(len(text.encode()) for text in wanted.stop)  # a token is at least a byte
+            recent = decode(self._tokenizer, output[-longest - _STOP_WINDOW :])
             if any(text in recent for text in wanted.stop):
                 return "stop"
         return "length" if len(output) >= wanted.max_new_tokens else None
@@ -80,8 +82,8 @@ class Intake:
         if not tokens:
             raise RequestError("the prompt is empty: give at least one token.")
         for token in tokens:
-            if not isinstance(token, int) or not 0 <= token < self._config.vocab_size:
-                raise RequestError(f"token id {token!r} is outside the vocabulary of {self._config.vocab_size} ids.")
+            if not 0 <= token < self._config.vocab_size:
+                raise RequestError(f"token id {token} is outside the vocabulary of {self._config.vocab_size} ids.")
         total = len(tokens) + wanted.max_new_tokens
         for limit, what, way_out in (
             (self._config.context, "the model's context", "shorten the prompt or ask for fewer new tokens"),
@@ -92,3 +94,11 @@ class Intake:
                     f"{len(tokens)} prompt tokens and {wanted.max_new_tokens} new ones make {total}, more than "
                     f"{what} holds ({limit}): {way_out}."
                 )
+
+
+def _token_ids(prompt: Sequence[int]) -> list[int]:
+    """Plain numbers, also from NumPy's and PyTorch's. Raises RequestError."""
+    try:
+        return [int(operator.index(token)) for token in prompt]
+    except TypeError:
+        raise RequestError(f"a prompt is a text or a list of token ids, not {str(prompt)[:80]!r}.") from None

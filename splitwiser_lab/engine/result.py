@@ -54,6 +54,13 @@ def cut_at_stop(text: str, stop: tuple[str, ...]) -> str:
     return text[: min((at for s in stop if (at := text.find(s)) >= 0), default=len(text))]
 
 
+def settled(text: str, stop: tuple[str, ...]) -> str:
+    """`text` without an end that more tokens may change: half a character, or the beginning of a stop text."""
+    whole = text.rstrip("\ufffd")
+    begun = (n for s in stop for n in range(1, len(s)) if whole.endswith(s[:n]))
+    return whole[: len(whole) - max(begun, default=0)]
+
+
 def timeline_of(
     requests: Sequence[Request], spans: Sequence[Span], modes: Sequence[ModeChange], origin: float
 ) -> Timeline:

@@ -138,9 +138,9 @@ class Comparison:
         for heading in rows[0]:
             table.add_column(heading, justify="left" if heading in ("mode", "tokens") else "right")
         for row in rows:
-            table.add_row(*map(str, row.values()))
+            table.add_row(*(str(cell).replace(" (", "\n(") for cell in row.values()))
         count = len(self.runs[0].results)
-        table.caption = f"median of {count} interleaved repeats [lowest–highest]; tokens against {self.reference}"
+        table.caption = f"median of {count} interleaved repeats (lowest–highest); tokens against {self.reference}"
         return table
 
     def __str__(self) -> str:
@@ -153,11 +153,11 @@ class Comparison:
 
 
 def with_range(values: Sequence[float], digits: int) -> str:
-    """`12.3 [11.9–13.0]`: the median, and in brackets the lowest and the highest."""
+    """`12.3 (11.9–13.0)`: the median, and in brackets the lowest and the highest."""
     if not values:
         return "n/a"
     low, middle, high = (f"{value:.{digits}f}" for value in (min(values), median(values), max(values)))
-    return f"{middle} [{low}–{high}]" if len(values) > 1 else middle
+    return f"{middle} ({low}–{high})" if len(values) > 1 else middle
 
 
 def compare(
@@ -212,9 +212,7 @@ def compare(
                 runs[mode].overlaps.extend(overlaps)
         engine.set_mode(before)
         name = f"transformers {engine.model.name}, {str(engine.dtype).removeprefix('torch.')}"
-        return Comparison(
-            list(runs.values()), engine.model.name, workload.describe(), provenance(engine.device), name
-        )
+        return Comparison(list(runs.values()), engine.model.name, workload.describe(), provenance(engine.device), name)
     finally:
         if own:
             engine.close()

@@ -76,7 +76,9 @@ def doctor(device: str = "auto") -> Diagnosis:
         hardware=describe(where.value),
         device=where,
         dtype=choose_dtype(where.value),
-        linear=cpu_kernel() if on_cpu else Choice("default", "F.linear: on a GPU the library's kernel is the right one"),
+        linear=cpu_kernel()
+        if on_cpu
+        else Choice("default", "F.linear: on a GPU the library's kernel is the right one"),
         modes=supported_modes(where.value),
         models={name: _model_state(name) for name in ALIASES},
         versions=versions(),

@@ -7,6 +7,7 @@ that every faster backend must equal.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -98,7 +99,14 @@ def _causal_from(start: int, context: int, device: torch.device) -> torch.Tensor
     return torch.ones(context - start, context, dtype=torch.bool, device=device).tril(start)
 
 
-_workspace: dict[tuple[torch.device, torch.dtype, int], torch.Tensor] = {}
+class _Workspace(threading.local):
+    """Memory kept from call to call. Each thread has its own, since two engines may run at the same time."""
+
+    def __init__(self) -> None:
+        self.kept: dict[tuple[torch.dtype, int], torch.Tensor] = {}
+
+
+_workspace = _Workspace()
 
 
 def _gather(pages: torch.Tensor, index: torch.Tensor, place: int) -> torch.Tensor:
@@ -110,10 +118,10 @@ def _gather(pages: torch.Tensor, index: torch.Tensor, place: int) -> torch.Tenso
     if pages.device.type != "cpu":
         return rows.index_select(0, index).view(-1, *pages.shape[2:])
     need = index.numel() * rows.shape[1]
-    key = (pages.device, pages.dtype, place)
-    if key not in _workspace or _workspace[key].numel() < need:
-        _workspace[key] = torch.empty(2 * need, dtype=pages.dtype)
-    out = _workspace[key][:need].view(index.numel(), rows.shape[1])
+    kept, key = _workspace.kept, (pages.dtype, place)
+    if key not in kept or kept[key].numel() < need:
+        kept[key] = torch.empty(2 * need, dtype=pages.dtype)
+    out = kept[key][:need].view(index.numel(), rows.shape[1])
     return torch.index_select(rows, 0, index, out=out).view(-1, *pages.shape[2:])
 
 

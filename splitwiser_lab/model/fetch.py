@@ -5,6 +5,7 @@ Only safetensors and GGUF are read, and no code that comes with a model is ever 
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import shutil
@@ -83,7 +84,7 @@ def find_model(name: str) -> tuple[Path, str]:
         try:
             return fetch(known, cached)
         except OSError as error:
-            if error.errno == 28:
+            if error.errno == errno.ENOSPC:
                 raise ModelError(f"the disk is full: {name} needs about 1.2 GB under {cache_dir()}.") from error
             failures.append(f"{way}: {error}")
         except ModelError as error:
@@ -109,6 +110,8 @@ def _from_hub(known: KnownModel, cached: Path) -> tuple[Path, str]:
             HfApi().model_info(known.hub_id, timeout=5)  # answers at once where there is no network
             local = snapshot_download(known.hub_id, allow_patterns=patterns)
     except Exception as error:  # the Hub's client raises errors of several libraries
+        if getattr(error, "errno", None) == errno.ENOSPC:
+            raise
         raise ModelError(f"{known.hub_id} cannot be reached ({type(error).__name__}: {_first_line(error)})") from error
     return Path(local), f"Hub {known.hub_id}"
 

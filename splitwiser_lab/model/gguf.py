@@ -5,6 +5,7 @@ Done once; the folder then loads in under a second with the usual tools.
 
 from __future__ import annotations
 
+import errno
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -36,7 +37,6 @@ def convert(gguf: Path, folder: Path) -> None:
     from gguf.quants import dequantize
     from rich.console import Console
     from rich.progress import track
-    from safetensors.torch import save_file
     from transformers import AutoConfig, AutoTokenizer
 
     try:
@@ -64,9 +64,20 @@ def convert(gguf: Path, folder: Path) -> None:
     config.tie_word_embeddings = "lm_head.weight" not in tensors
     config.dtype = "float32"
     folder.mkdir(parents=True)
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    save(tensors, folder / "model.safetensors")
     tokenizer.save_pretrained(folder)
     config.save_pretrained(folder)
+
+
+def save(tensors: dict[str, torch.Tensor], path: Path) -> None:
+    """Write a safetensors file. Raises OSError, with errno ENOSPC when the disk is full."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    try:
+        save_file(tensors, path, metadata={"format": "pt"})
+    except SafetensorError as error:  # it tells a full disk by its text alone
+        raise OSError(errno.ENOSPC if "os error 28" in str(error) else errno.EIO, str(error)) from error
 
 
 def _hf_name(name: str) -> str:

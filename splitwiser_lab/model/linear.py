@@ -34,7 +34,7 @@ def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = No
 @functools.cache
 def cpu_kernel() -> Choice:
     """`onednn` where this PyTorch has its linear kernel and it computes what `F.linear` does, else `default`."""
-    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+    if not torch.backends.mkldnn.is_available():
         return Choice("default", "this PyTorch has no oneDNN")
     x, weight = torch.rand(8, 64), torch.rand(32, 64)
     try:

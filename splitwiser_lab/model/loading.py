@@ -89,7 +89,10 @@ def _open_safetensors(folder: Path, files: ExitStack) -> Callable[[str], torch.T
     index = folder / "model.safetensors.index.json"
     paths = sorted(folder.glob("*.safetensors"))
     if index.is_file():
-        listed = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        try:
+            listed = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        except (ValueError, KeyError) as error:
+            raise ModelError(f"{index.name} is broken ({error!r}): download {folder.name} again.") from error
         paths = [folder / file for file in listed]
     if not paths:
         others = [p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".pth")]

@@ -22,7 +22,9 @@ def sample(logits: torch.Tensor, specs: list[SamplingSpec]) -> torch.Tensor:
     def column(values: list[float]) -> torch.Tensor:
         return torch.tensor(values, dtype=torch.float64, device=logits.device)[:, None]  # [R, 1]
 
-    scaled = logits[rows].double() / column([spec.temperature for spec in chosen])
+    below = logits[rows].double()
+    below -= below.amax(-1, keepdim=True)  # so that no temperature, however low, makes infinities
+    scaled = below / column([spec.temperature for spec in chosen])
     probabilities = scaled.softmax(-1)  # [R, V]
     ordered, order = torch.sort(probabilities, dim=-1, descending=True, stable=True)  # [R, V]
     # Nucleus sampling (Holtzman et al., arXiv 1904.09751): the fewest tokens that reach top_p together.

@@ -1,0 +1,226 @@
+"""The bench: our phases beside those of others, our overheads, the overlap gain. Ratios within one run.
+
+Every figure is the median of interleaved repeats with its lowest and highest value; absolute times mean
+little between machines, so what counts is the ratio to a peer that ran a moment before on the same one.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+from splitwiser_lab.engine.engine import Engine
+from splitwiser_lab.measure.compare import Comparison, compare, with_range
+from splitwiser_lab.measure.overlap import measure_overlap
+from splitwiser_lab.measure.peers import Peer, find_peers
+from splitwiser_lab.measure.provenance import provenance
+from splitwiser_lab.measure.workload import Workload
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+SCHEMA = "splitwiser-lab/bench/1"
+_DECODE = {"prompts": 8, "length": 128, "new_tokens": 33}
+_PREFILL = {"prompts": 1, "length": 512, "new_tokens": 1}
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One figure: samples of ours, samples of each peer taken by turns with ours, and what to reach."""
+
+    name: str
+    unit: str
+    ours: list[float]
+    peers: dict[str, list[float]] = field(default_factory=dict)
+    targets: dict[str, float] = field(default_factory=dict)
+    note: str = ""
+
+    def ratios(self, peer: str) -> list[float]:
+        """Ours over the peer's, repeat by repeat."""
+        return [a / b for a, b in zip(self.ours, self.peers[peer], strict=True)]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Samples, medians and ratios, ready for JSON."""
+        return {
+            "figure": self.name,
+            "unit": self.unit,
+            "median": median(self.ours),
+            "samples": self.ours,
+            "targets": self.targets,
+            "note": self.note,
+            "peers": {
+                peer: {"median": median(samples), "samples": samples, "ratio": median(self.ratios(peer))}
+                for peer, samples in self.peers.items()
+            },
+        }
+
+
+@dataclass(frozen=True)
+class Bench:
+    """All figures, the comparison of the modes, and who was missing."""
+
+    figures: list[Figure]
+    comparison: Comparison
+    missing: dict[str, str]
+    tokens: dict[str, str]
+    origin: dict[str, Any]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything measured, ready for JSON; `runs` are the modes, as in a comparison."""
+        return {
+            **self.comparison.to_dict(),
+            "schema": SCHEMA,
+            "figures": [figure.to_dict() for figure in self.figures],
+            "missing": self.missing,
+            "peer_tokens": self.tokens,
+            **self.origin,
+        }
+
+    def to_json(self, path: str | Path | None = None) -> str:
+        """The bench as JSON text, also written to `path` if one is given."""
+        text = json.dumps(self.to_dict(), indent=1)
+        if path is not None:
+            Path(path).write_text(text + "\n", encoding="utf-8")
+        return text
+
+    def table(self) -> Table:
+        """One row per figure and peer."""
+        from rich.table import Table
+
+        table = Table(title="splitwiser-lab bench", caption="median of interleaved repeats (lowest–highest)")
+        for heading in ("figure", "ours", "beside", "theirs", "ours / theirs", "to reach"):
+            table.add_column(heading, justify="left" if heading in ("figure", "beside") else "right")
+        for figure in self.figures:
+            ours = f"{with_range(figure.ours, 2 if median(figure.ours) < 10 else 0)} {figure.unit}"
+            reach = figure.targets.get("", None)
+            if not figure.peers:
+                table.add_row(figure.name, ours, "", "", "", "" if reach is None else _limit(reach, figure.unit))
+            for number, (peer, samples) in enumerate(figure.peers.items()):
+                target = figure.targets.get(peer.split(" 0.")[0])
+                table.add_row(
+                    figure.name if number == 0 else "",
+                    ours if number == 0 else "",
+                    peer,
+                    with_range(samples, 0),
+                    with_range(figure.ratios(peer), 2),
+                    "" if target is None else f"≥ {target}",
+                )
+        for peer, why in self.missing.items():
+            table.add_row(f"{peer} is missing", "", why, "", "", "")
+        return table
+
+
+def _limit(value: float, unit: str) -> str:
+    return f"≤ {value} {unit}" if unit in ("ms", "s") else f"≥ {value}"
+
+
+def bench(
+    model: str = "smollm2-135m",
+    *,
+    repeats: int = 5,
+    vllm_python: str | None = None,
+    report: Callable[[str], None] = lambda _: None,
+    **load: Any,
+) -> Bench:
+    """Measure all figures on this machine; about five minutes on two cores. Let nothing else run meanwhile."""
+    with Engine.from_pretrained(model, **load) as engine:
+        reference = engine.model.reference()
+        peers, missing = find_peers(engine, reference, vllm_python)
+        try:
+            report(f"peers: {', '.join(peer.name for peer in peers)}")
+            decode, agree = _rates(peers, _DECODE, repeats, report, engine)
+            prefill, _ = _rates(peers, _PREFILL, repeats, report, engine)
+        finally:
+            for peer in peers:
+                peer.close()
+        wanted = {"HF generate": 1.3, "vLLM": 1.0}
+        figures = [
+            _figure("decode, batch 8, context 128", decode, wanted),
+            _figure("prefill, 512 tokens", prefill, {"HF generate": 1.0, "vLLM": 1.0}),
+        ]
+        modes = [mode for mode in ("sequential", "processes") if mode in _available(engine)]
+        if "processes" in modes:
+            report("overlap gain")
+            measured = measure_overlap(engine, ["processes"], repeats=repeats)["processes"]
+            gains = [overlap.gain for overlap in measured]
+            figures.append(Figure("overlap gain, processes: 512 with 1@512", "×", gains, targets={"": 1.3}))
+        for mode in modes:
+            report(f"overhead per step, {mode}")
+            figures.append(_overhead(engine, mode, repeats))
+        figures.append(Figure("import splitwiser_lab", "s", _import_seconds(), targets={"": 0.5}))
+        workload = Workload.poisson(2.0, requests=12, prompt_tokens=192, output_tokens=32)
+        comparison = compare(engine, workload, repeats=min(repeats, 3), reference=reference, report=report)
+        return Bench(figures, comparison, missing, agree, provenance(engine.device))
+
+
+def _available(engine: Engine) -> list[str]:
+    from splitwiser_lab.engine.modes import supported_modes
+
+    return [mode.mode for mode in supported_modes(engine.device) if mode.available]
+
+
+def _rates(
+    peers: Sequence[Peer], shape: dict[str, int], repeats: int, report: Callable[[str], None], engine: Engine
+) -> tuple[dict[str, list[float]], dict[str, str]]:
+    """Tokens per second of each peer, by turns, and whether their tokens equal ours.
+
+    Decode is the time to `new_tokens` less the time to the first token, measured apart; prefill is the latter.
+    """
+    draw = random.Random(0)
+    prompts = [
+        [draw.randrange(10, engine.config.vocab_size) for _ in range(shape["length"])] for _ in range(shape["prompts"])
+    ]
+    found: dict[str, list[float]] = {peer.name: [] for peer in peers}
+    written: dict[str, list[list[int]]] = {}
+    for number in range(repeats + 1):  # round 0 warms up
+        for peer in peers:
+            report(f"{shape['length']}→{shape['new_tokens']} round {number} of {repeats}: {peer.name}")
+            first, tokens = peer.run(prompts, 1)
+            seconds, done = first, shape["prompts"] * shape["length"]
+            if shape["new_tokens"] > 1:
+                whole, tokens = peer.run(prompts, shape["new_tokens"])
+                seconds, done = whole - first, shape["prompts"] * (shape["new_tokens"] - 1)
+            written[peer.name] = tokens
+            if number:
+                found[peer.name].append(done / seconds)
+    ours = written[peers[0].name]
+    return found, {
+        name: f"{sum(map(list.__eq__, tokens, ours))} of {len(ours)} identical" for name, tokens in written.items()
+    }
+
+
+def _figure(name: str, rates: dict[str, list[float]], targets: dict[str, float]) -> Figure:
+    ours, *others = rates
+    return Figure(name, "tok/s", rates[ours], {peer: rates[peer] for peer in others}, targets)
+
+
+def _overhead(engine: Engine, mode: str, repeats: int) -> Figure:
+    """What a decode step costs beyond its batch on the lane: from one start to the next, less the span."""
+    engine.set_mode(mode)
+    prompts = [[10 + number] * 64 for number in range(8)]
+    samples = []
+    for number in range(repeats + 1):
+        result = engine.generate(prompts, 24, ignore_eos=True)
+        steps = [span for span in result.timeline.spans if span.phase == "decode" and span.sequences == len(prompts)]
+        gaps = [(later.start - earlier.start - earlier.seconds) * 1e3 for earlier, later in pairwise(steps)]
+        if number:
+            samples.append(median(gaps))
+    limit = 1.0 if mode == "sequential" else 2.0
+    return Figure(f"overhead per decode step, {mode}", "ms", samples, targets={"": limit})
+
+
+def _import_seconds(times: int = 5) -> list[float]:
+    """Seconds that `import splitwiser_lab` takes in a fresh interpreter."""
+    code = "import time; t = time.perf_counter(); import splitwiser_lab; print(time.perf_counter() - t)"
+    return [
+        float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
+        for _ in range(times)
+    ]

@@ -1,0 +1,194 @@
+"""The same work by others: transformers' `generate` and `generate_batch`, and vLLM where it is installed.
+
+A peer runs equal-length prompts greedily to exactly `new_tokens` tokens each, token ids in, token ids out,
+so that no tokenizer and no padding is inside anybody's timer.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import IO, Any, Protocol
+
+from splitwiser_lab.engine.engine import Engine
+
+_WORKER = Path(__file__).with_name("vllm_worker.py")
+
+
+class Peer(Protocol):
+    """Somebody who can do the work."""
+
+    name: str
+
+    def run(self, prompts: list[list[int]], new_tokens: int) -> tuple[float, list[list[int]]]:
+        """Seconds taken, and the new tokens of each prompt."""
+        ...
+
+    def close(self) -> None:
+        """Give back what it holds."""
+        ...
+
+
+class OursPeer:
+    """This package's engine in its present mode."""
+
+    name = "splitwiser_lab"
+
+    def __init__(self, engine: Engine) -> None:
+        """`engine` stays the caller's to close."""
+        self._engine = engine
+
+    def run(self, prompts: list[list[int]], new_tokens: int) -> tuple[float, list[list[int]]]:
+        """One call of `generate`."""
+        start = time.perf_counter()
+        tokens = self._engine.generate(prompts, new_tokens, ignore_eos=True).tokens
+        return time.perf_counter() - start, tokens
+
+    def close(self) -> None:
+        """Nothing of its own."""
+
+
+class GeneratePeer:
+    """transformers' `generate`, all prompts in one batch."""
+
+    name = "HF generate"
+
+    def __init__(self, model: Any) -> None:
+        """`model` is an AutoModelForCausalLM in eval mode."""
+        self._model = model
+
+    def run(self, prompts: list[list[int]], new_tokens: int) -> tuple[float, list[list[int]]]:
+        """One call of `generate`, greedy, until every row has `new_tokens`."""
+        import torch
+
+        ids = torch.tensor(prompts, device=self._model.device)
+        settings = {"temperature": None, "top_p": None, "top_k": None, "eos_token_id": None, "pad_token_id": 0}
+        with torch.inference_mode():
+            start = time.perf_counter()
+            out = self._model.generate(
+                ids,
+                attention_mask=torch.ones_like(ids),
+                do_sample=False,
+                min_new_tokens=new_tokens,
+                max_new_tokens=new_tokens,
+                **settings,
+            )
+            tokens = out[:, len(prompts[0]) :].tolist()  # waits for the device
+            return time.perf_counter() - start, tokens
+
+    def close(self) -> None:
+        """Nothing of its own."""
+
+
+class GenerateBatchPeer:
+    """transformers' `generate_batch`: its continuous batching over pages."""
+
+    name = "HF generate_batch"
+
+    def __init__(self, model: Any) -> None:
+        """`model` is an AutoModelForCausalLM in eval mode."""
+        self._model = model
+
+    def run(self, prompts: list[list[int]], new_tokens: int) -> tuple[float, list[list[int]]]:
+        """One call of `generate_batch`; its cache is sized for these prompts, as a user would."""
+        from transformers import ContinuousBatchingConfig, GenerationConfig
+
+        page = 32
+        blocks = len(prompts) * -(-(len(prompts[0]) + new_tokens) // page) + 8
+        config = GenerationConfig(max_new_tokens=new_tokens, do_sample=False, eos_token_id=-1, pad_token_id=0)
+        batching = ContinuousBatchingConfig(num_blocks=blocks, page_size=page, max_batch_tokens=512)
+        start = time.perf_counter()
+        out = self._model.generate_batch(
+            prompts, generation_config=config, continuous_batching_config=batching, progress_bar=False
+        )
+        tokens = [[int(token) for token in output.generated_tokens] for output in out.values()]
+        return time.perf_counter() - start, tokens
+
+    def close(self) -> None:
+        """Nothing of its own."""
+
+
+class VllmPeer:
+    """vLLM in a process of its own, with its own Python: it wants other versions than this package."""
+
+    name = "vLLM"
+
+    def __init__(self, python: str, folder: Path, dtype: str, device: str, max_tokens: int) -> None:
+        """Start an engine over the model in `folder`. Raises RuntimeError with vLLM's own words when it cannot."""
+        settings = {"model": str(folder), "dtype": dtype, "cpu": device == "cpu", "max_model_len": max_tokens}
+        self._process = subprocess.Popen(
+            [python, str(_WORKER), json.dumps(settings)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self.name = f"vLLM {self._ask(None)['version']}"
+
+    def run(self, prompts: list[list[int]], new_tokens: int) -> tuple[float, list[list[int]]]:
+        """One call of vLLM's `LLM.generate`; the timer runs there, without the pipe."""
+        answer = self._ask({"prompts": prompts, "new_tokens": new_tokens})
+        return answer["seconds"], answer["tokens"]
+
+    def close(self) -> None:
+        """End the process."""
+        for stream in (self._process.stdin, self._process.stdout, self._process.stderr):
+            if stream:
+                stream.close()
+        try:
+            self._process.wait(20)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+    def _ask(self, question: dict[str, Any] | None) -> dict[str, Any]:
+        if question is not None:
+            _open(self._process.stdin).write(json.dumps(question) + "\n")
+            _open(self._process.stdin).flush()
+        for line in _open(self._process.stdout):
+            if line.startswith("{"):  # vLLM also logs there
+                answer: dict[str, Any] = json.loads(line)
+                return answer
+        said = [line for line in _open(self._process.stderr).read().splitlines() if line.strip()]
+        raise RuntimeError(f"vLLM ended: {said[-1] if said else 'it said nothing'}")
+
+
+def _open(stream: IO[str] | None) -> IO[str]:
+    assert stream is not None
+    return stream
+
+
+def find_vllm(python: str | None = None) -> str | None:
+    """A Python that can import vLLM: the one given, this one, or the one in `.venv-vllm`; None without any."""
+    if python is not None:
+        return python
+    if importlib.util.find_spec("vllm") is not None:
+        return sys.executable
+    local = Path(".venv-vllm/bin/python")
+    return str(local) if local.exists() else None
+
+
+def find_peers(engine: Engine, model: Any, vllm_python: str | None = None) -> tuple[list[Peer], dict[str, str]]:
+    """Everybody who can do the work here, ours first, and why the others cannot. `model`: the reference."""
+    peers: list[Peer] = [OursPeer(engine), GeneratePeer(model)]
+    missing: dict[str, str] = {}
+    if importlib.util.find_spec("transformers") and hasattr(model, "generate_batch"):
+        peers.append(GenerateBatchPeer(model))
+    else:
+        missing["HF generate_batch"] = "this transformers has no generate_batch"
+    python = find_vllm(vllm_python)
+    if python is None:
+        missing["vLLM"] = "not installed: put it in an environment of its own and give its Python with --vllm"
+    elif engine.model.folder is None:
+        missing["vLLM"] = "it needs the model in a folder, and this one was given as an object"
+    else:
+        dtype = str(engine.dtype).removeprefix("torch.")
+        try:
+            peers.append(VllmPeer(python, engine.model.folder, dtype, engine.device, min(2048, engine.config.context)))
+        except (RuntimeError, OSError) as error:
+            missing["vLLM"] = str(error)
+    return peers, missing

@@ -1,0 +1,50 @@
+"""vLLM's side of the bench: read a line of JSON, generate, answer a line of JSON.
+
+Run by vLLM's own Python, by path: it imports vLLM and the standard library, and nothing of this package.
+"""
+
+import json
+import os
+import sys
+import time
+from typing import Any
+
+
+def main(settings: dict[str, Any]) -> None:
+    """Serve until standard input ends."""
+    os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    if settings["cpu"]:
+        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+    else:
+        os.environ.setdefault("VLLM_USE_FLASHINFER_SAMPLER", "0")
+    import vllm
+
+    llm = vllm.LLM(
+        model=settings["model"],
+        dtype=settings["dtype"],
+        max_model_len=settings["max_model_len"],
+        enforce_eager=settings["cpu"],
+        max_num_seqs=64 if settings["cpu"] else 256,
+        enable_prefix_caching=False,
+    )
+    answer({"version": vllm.__version__})
+    for line in sys.stdin:
+        order = json.loads(line)
+        prompts = [{"prompt_token_ids": prompt} for prompt in order["prompts"]]
+        sampling = vllm.SamplingParams(
+            temperature=0.0, max_tokens=order["new_tokens"], ignore_eos=True, detokenize=False
+        )
+        start = time.perf_counter()
+        outputs = llm.generate(prompts, sampling, use_tqdm=False)
+        seconds = time.perf_counter() - start
+        answer({"seconds": seconds, "tokens": [list(output.outputs[0].token_ids) for output in outputs]})
+
+
+def answer(message: dict[str, Any]) -> None:
+    """One line to standard output."""
+    print(json.dumps(message), flush=True)
+
+
+if __name__ == "__main__":
+    main(json.loads(sys.argv[1]))

@@ -1,0 +1,79 @@
+"""`linear` computes what `F.linear` computes, for every number of rows, whichever kernel it takes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from splitwiser_lab.model.linear import cpu_kernel, linear
+
+
+@pytest.fixture
+def fresh_choice() -> Iterator[None]:
+    cpu_kernel.cache_clear()
+    yield
+    cpu_kernel.cache_clear()
+
+
+@pytest.mark.parametrize("biased", [True, False])
+@pytest.mark.parametrize("rows", range(41))
+def test_equals_f_linear(rows: int, biased: bool) -> None:
+    generator = torch.Generator().manual_seed(rows)
+    x, weight = torch.randn(rows, 72, generator=generator), torch.randn(53, 72, generator=generator)
+    bias = torch.randn(53, generator=generator) if biased else None
+    with torch.inference_mode():
+        ours = linear(x, weight, bias)
+    assert ours.shape == (rows, 53)
+    torch.testing.assert_close(ours, F.linear(x, weight, bias), rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("rows", [1, 3, 9])
+def test_inputs_are_left_alone(rows: int) -> None:
+    x, weight, bias = torch.randn(rows, 16), torch.randn(8, 16), torch.randn(8)
+    before = [t.clone() for t in (x, weight, bias)]
+    linear(x, weight, bias)
+    assert all(torch.equal(a, b) for a, b in zip((x, weight, bias), before, strict=True))
+
+
+@pytest.mark.parametrize("rows", [1, 2, 8])
+def test_rows_cut_out_of_a_larger_tensor(rows: int) -> None:
+    """The rows of the last tokens are a view: not contiguous in memory."""
+    x, weight = torch.randn(2 * rows, 32)[::2], torch.randn(24, 32)
+    torch.testing.assert_close(linear(x, weight), F.linear(x, weight), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_other_dtypes_are_f_linear_to_the_bit(dtype: torch.dtype) -> None:
+    x, weight, bias = (torch.randn(shape).to(dtype) for shape in ((3, 16), (8, 16), (8,)))
+    assert torch.equal(linear(x, weight, bias), F.linear(x, weight, bias))
+
+
+def test_a_pytorch_without_onednn_uses_f_linear(monkeypatch: pytest.MonkeyPatch, fresh_choice: None) -> None:
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    choice = cpu_kernel()
+    assert choice.value == "default"
+    assert "oneDNN" in choice.reason
+    x, weight = torch.randn(6, 16), torch.randn(8, 16)
+    assert torch.equal(linear(x, weight), F.linear(x, weight))
+
+
+def test_a_kernel_that_computes_something_else_is_not_used(monkeypatch: pytest.MonkeyPatch, fresh_choice: None) -> None:
+    class Wrong:
+        @staticmethod
+        def _linear_pointwise(x: torch.Tensor, weight: torch.Tensor, *rest: object) -> torch.Tensor:
+            return F.linear(x, weight) + 0.1
+
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
+    monkeypatch.setattr(torch.ops, "mkldnn", Wrong)
+    assert cpu_kernel().value == "default"
+    assert "something else" in cpu_kernel().reason
+
+
+def test_a_kernel_that_is_gone_is_not_used(monkeypatch: pytest.MonkeyPatch, fresh_choice: None) -> None:
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
+    monkeypatch.setattr(torch.ops, "mkldnn", object())
+    assert cpu_kernel().value == "default"
+    assert torch.__version__ in cpu_kernel().reason
