@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -136,8 +135,9 @@ def lab(
     if not Path(notebook).is_file():
         raise SplitwiserError(f"no notebook {notebook!r} here: run this in the project's folder.")
     words = ["-m", "jupyterlab", "--ServerApp.ip=127.0.0.1", f"--ServerApp.port={port}"]
-    words += [f"--IdentityProvider.token={secrets.token_urlsafe(24)}", f"--LabApp.default_url=/lab/tree/{notebook}"]
-    words += ["--ServerApp.root_dir=."] + ([] if browser else ["--no-browser"])
+    # Jupyter makes a token of its own: given here, other users of this machine could read it off the command line.
+    words += ["--ServerApp.root_dir=.", f"--LabApp.default_url=/lab/tree/{notebook}"]
+    words += [] if browser else ["--no-browser"]
     os.execv(sys.executable, [sys.executable, *words])
 
 

@@ -37,6 +37,7 @@ class Span:
 
     @property
     def seconds(self) -> float:
+        """How long it took."""
         return self.end - self.start
 
 
@@ -61,6 +62,7 @@ class RequestRecord:
 
     @property
     def completed(self) -> bool:
+        """Whether it ended as asked: by a stop condition or at its length."""
         return self.finish_reason in ("stop", "length")
 
 
@@ -93,6 +95,7 @@ class Timeline:
         return tuple(dict.fromkeys(span.lane for span in sorted(self.spans, key=lambda s: s.start)))
 
     def to_json(self) -> str:
+        """Give the whole timeline as JSON text."""
         return json.dumps(asdict(self))
 
     @classmethod
@@ -109,10 +112,12 @@ class Timeline:
             raise ValueError(f"this is not a timeline written by Timeline.to_json: {error!r}") from error
 
     def save(self, path: str | Path) -> None:
+        """Write it as JSON to `path`."""
         Path(path).write_text(self.to_json(), encoding="utf-8")
 
     @classmethod
     def load(cls, path: str | Path) -> Timeline:
+        """Read what `save` wrote. Raises ValueError when the file is not a timeline."""
         return cls.from_json(Path(path).read_text(encoding="utf-8"))
 
     def between(self, start: float, end: float) -> Timeline:

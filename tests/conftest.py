@@ -36,8 +36,18 @@ class ByteTokenizer:
     def __call__(self, text: str) -> Any:
         return type("Encoded", (), {"input_ids": [byte - 32 for byte in text.encode()]})
 
+    def byte_ids(self, text: str) -> list[int]:
+        """One token a byte, the emoji in four."""
+        return [self.pieces.index(bytes([byte])) for byte in text.encode()]
+
     def decode(self, ids: list[int], skip_special_tokens: bool = False) -> str:
         return b"".join(self.pieces[i] for i in ids).decode("utf-8", errors="replace")
+
+
+def speaking_engine() -> Engine:
+    """A llama engine with a ByteTokenizer."""
+    loaded = replace(load(tiny("llama"), "cpu", torch.float32), tokenizer=ByteTokenizer())
+    return Engine(loaded, KVPool(loaded.config, torch.float32, "cpu", 512, PAGE))
 
 
 MakeEngine = Callable[..., Engine]
@@ -47,19 +57,13 @@ MakeEngine = Callable[..., Engine]
 def make_engine() -> Iterator[MakeEngine]:
     """A function that makes engines of tiny models: `make_engine("llama", "chunked", kv_tokens=..., ...)`.
 
-    They are closed after the test. With `text=True` they have a ByteTokenizer.
+    They are closed after the test.
     """
     made: list[Engine] = []
 
-    def make(family: str = "llama", mode: str = "sequential", text: bool = False, **options: Any) -> Engine:
+    def make(family: str = "llama", mode: str = "sequential", **options: Any) -> Engine:
         settings = {"kv_tokens": 4096, "page_size": PAGE, **options}
-        if text:
-            loaded = replace(load(tiny(family), "cpu", torch.float32), tokenizer=ByteTokenizer())
-            pages, size = settings.pop("kv_tokens") // settings["page_size"], settings.pop("page_size")
-            pool = KVPool(loaded.config, torch.float32, "cpu", pages, size)
-            made.append(Engine(loaded, pool, mode, **settings))
-        else:
-            made.append(Engine.from_pretrained(tiny(family), mode=mode, **settings))
+        made.append(Engine.from_pretrained(tiny(family), mode=mode, **settings))
         return made[-1]
 
     yield make

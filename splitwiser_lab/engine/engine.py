@@ -12,13 +12,14 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from types import TracebackType
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import torch
 
 from splitwiser_lab.engine.core import Core, ModeSwitch, Station
 from splitwiser_lab.engine.intake import Intake, Prompt
 from splitwiser_lab.engine.modes import find_mode
+from splitwiser_lab.engine.open_loop import OpenLoop
 from splitwiser_lab.engine.pages import PageAllocator
 from splitwiser_lab.engine.request import Request
 from splitwiser_lab.engine.result import Result, cut_at_stop, decode, settled, timeline_of
@@ -34,15 +35,6 @@ from splitwiser_lab.timeline import ModeChange, Timeline
 
 PAGE_SIZE = 32
 _LIMITS = {"cpu": Limits(32, 512, 128), "cuda": Limits(256, 8192, 512)}
-
-
-class Arriving(Protocol):
-    """What `serve` reads of each request of a workload."""
-
-    arrival_s: float
-    prompt: str | list[int]
-    max_new_tokens: int
-    ignore_eos: bool
 
 
 class Engine:
@@ -211,13 +203,13 @@ class Engine:
     def stream(self, prompt: Prompt, **sampling: Any) -> Iterator[str]:
         """Yield the text of one request piece by piece as its tokens come. Closing the iterator cancels it."""
         request = self.submit(prompt, **sampling)
-        sent = ""
+        sent, known, over = "", 0, False
         try:
-            while not request.done:
-                known = len(request.output)
+            while not over:  # not `request.done`: another thread may have driven it to its end meanwhile
                 self._core.drive(functools.partial(_has_more, request, known))
-                text = cut_at_stop(decode(self.tokenizer, request.output), request.sampling.stop)
-                if not request.done:
+                over, known = request.done, len(request.output)
+                text = cut_at_stop(decode(self.tokenizer, request.output[:known]), request.sampling.stop)
+                if not over:
                     text = settled(text, request.sampling.stop)
                 if len(text) > len(sent):
                     yield text[len(sent) :]
@@ -234,27 +226,14 @@ class Engine:
         cannot be served is recorded as refused, with its error in `result.errors`; the others go on.
         """
         self._refuse_if_closed()
-        due = list(workload.requests(vocab_size=self.config.vocab_size, max_tokens=self._intake.longest))
+        due = workload.requests(vocab_size=self.config.vocab_size, max_tokens=self.longest_request)
         origin = time.perf_counter()
-        requests: list[Request] = []
-        out_of_time = False
-
-        def admit() -> float | None:
-            nonlocal out_of_time
-            now = time.perf_counter() - origin
-            out_of_time = seconds is not None and now >= seconds
-            while len(requests) < len(due) and due[len(requests)].arrival_s <= now and not out_of_time:
-                requests.append(self._admit(due[len(requests)], origin, len(requests)))
-            return due[len(requests)].arrival_s - now if len(requests) < len(due) else None
-
-        def over() -> bool:
-            return out_of_time or (len(requests) == len(due) and all(r.done for r in requests))
-
+        loop = OpenLoop(self._core, self._intake, due, self.seed, origin, seconds)
         try:
-            self._core.drive(over, admit)
+            self._core.drive(loop.over, loop.admit)
         finally:
-            self._core.abandon(requests)
-        return self._result(requests, origin)
+            self._core.abandon(loop.requests)
+        return self._result(loop.requests, origin)
 
     def timeline(self, since: float = 0.0, requests: Sequence[Request] = ()) -> Timeline:
         """What the lanes have done since `since` on `time.perf_counter`'s clock, for a live view."""
@@ -292,17 +271,6 @@ class Engine:
             f"Engine({self.model.name!r}, device={self.device!r}, dtype={str(self.dtype).removeprefix('torch.')!r}, "
             f"mode={self.mode!r}, kv_tokens={self.pool.tokens})"
         )
-
-    def _admit(self, item: Arriving, origin: float, number: int) -> Request:
-        """A request of a workload; one that cannot be served is refused and recorded."""
-        arrival = origin + item.arrival_s
-        sampling = {"max_new_tokens": item.max_new_tokens, "ignore_eos": item.ignore_eos, "seed": self.seed + number}
-        try:
-            request = self._intake.request(item.prompt, arrival, None, sampling)
-            self._core.add(request)
-        except RequestError as error:
-            request = self._intake.refused(arrival, error)
-        return request
 
     def _result(self, requests: list[Request], origin: float) -> Result:
         return Result(requests, self.timeline(origin, requests), self.tokenizer)

@@ -80,6 +80,7 @@ class Request:
 
     @property
     def done(self) -> bool:
+        """Whether it has ended, however."""
         return self.finish_reason != "unfinished"
 
     def next_tokens(self, count: int) -> Sequence:
@@ -90,6 +91,7 @@ class Request:
         return Sequence(tokens, self.computed, list(self.pages), spec)
 
     def finish(self, reason: FinishReason, now: float, error: Exception | None = None) -> None:
+        """Mark it as ended."""
         self.finish_reason, self.finished, self.error = reason, now, error
 
     def record(self, origin: float) -> RequestRecord:

@@ -18,10 +18,11 @@ if TYPE_CHECKING:
     from splitwiser_lab.lab.display import show
     from splitwiser_lab.lab.exercises import check
     from splitwiser_lab.lab.guesses import reveal
+    from splitwiser_lab.lab.tables import table
 
-_HOMES = {"check": "exercises", "reveal": "guesses", "show": "display"}
+_HOMES = {"check": "exercises", "reveal": "guesses", "show": "display", "table": "tables"}
 
-__all__ = ["check", "reveal", "setup", "show"]
+__all__ = ["check", "reveal", "setup", "show", "table"]
 
 
 def __getattr__(name: str) -> Any:

@@ -8,7 +8,8 @@ from multiprocessing.reduction import ForkingPickler
 
 import torch
 
-from splitwiser_lab.model.batch import Batch, BatchResult
+from splitwiser_lab.hardware import cores
+from splitwiser_lab.model.batch import GREEDY, Batch, BatchResult, Sequence
 from splitwiser_lab.model.kv_pool import KVPool
 from splitwiser_lab.timeline import Phase, Span, Timeline
 
@@ -25,20 +26,24 @@ def fingerprint(pool: KVPool, block_table: SequenceOf[int], tokens: int) -> str:
     return hashlib.sha256(rows.cpu().numpy().tobytes()).hexdigest()[:12]
 
 
-def message_bytes(batch: Batch, cores: SequenceOf[int] = ()) -> int:
-    """How many bytes a process lane sends to its worker to have `batch` run."""
-    return len(ForkingPickler.dumps((list(cores), batch)))
+def message_bytes(token: int, position: int, block_table: SequenceOf[int]) -> int:
+    """How many bytes a process lane sends to its worker for `decode_one_token` with these arguments."""
+    batch = Batch([Sequence([token], position, list(block_table), GREEDY)], [])
+    return len(ForkingPickler.dumps((cores(), batch)))
 
 
 class Recording:
     """Collects what lanes did into a timeline that starts with the first batch."""
 
     def __init__(self) -> None:
-        self._spans: list[tuple[str, Phase, BatchResult, int]] = []
+        self._spans: list[tuple[Phase, BatchResult, int]] = []
 
-    def add(self, lane: str, phase: Phase, result: BatchResult, tokens: int = 1) -> int:
-        """Note one batch of one sequence that computed `tokens` tokens, and return the token it picked."""
-        self._spans.append((lane, phase, result, tokens))
+    def add(self, phase: Phase, result: BatchResult, tokens: int = 1) -> int:
+        """Note one batch of one sequence that computed `tokens` tokens, and return the token it picked.
+
+        Each phase is a row of its own, named like the phase.
+        """
+        self._spans.append((phase, result, tokens))
         picked = result.tokens[0]
         assert picked is not None, "this batch was not asked for a token"
         return picked
@@ -46,10 +51,10 @@ class Recording:
     @property
     def timeline(self) -> Timeline:
         """Everything noted so far."""
-        origin = min((result.start for _, _, result, _ in self._spans), default=0.0)
+        origin = min((result.start for _, result, _ in self._spans), default=0.0)
         spans = [
-            Span(lane, phase, result.start - origin, result.end - origin, *_counts(phase, tokens), 1, "by hand")
-            for lane, phase, result, tokens in self._spans
+            Span(phase, phase, result.start - origin, result.end - origin, *_counts(phase, tokens), 1, "by hand")
+            for phase, result, tokens in self._spans
         ]
         return Timeline(tuple(sorted(spans, key=lambda span: span.end)), ())
 

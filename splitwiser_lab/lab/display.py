@@ -64,7 +64,7 @@ def show(picture: Any, title: str | None = None) -> None:
     """
     form = choose_pictures().value
     if isinstance(picture, str):
-        _publish(_static(picture))
+        publish(_static(picture))
         return
     if isinstance(picture, Timeline):
         picture = {title or "": picture}
@@ -74,10 +74,10 @@ def show(picture: Any, title: str | None = None) -> None:
             from splitwiser_lab.lab.plots import gantts
 
             bundle |= _interactive(gantts(picture, title), form)
-        _publish(bundle)
+        publish(bundle)
     elif hasattr(picture, "to_plotly_json"):
         said = {"text/plain": "An interactive figure: run this cell in JupyterLab, VS Code or Colab to see it."}
-        _publish(said if form == "static" else said | _interactive(picture, form))
+        publish(said if form == "static" else said | _interactive(picture, form))
     else:
         raise TypeError(
             f"cannot show a {type(picture).__name__}: give a Timeline, {{mode: Timeline}}, a plotly figure or SVG text."
@@ -96,7 +96,8 @@ def _interactive(figure: Any, form: str) -> dict[str, Any]:
     return dict(plotly.io.renderers[_RENDERERS[form]].to_mimebundle(figure.to_dict()))
 
 
-def _publish(bundle: dict[str, Any]) -> None:
+def publish(bundle: dict[str, Any]) -> None:
+    """Show one output that holds the same in several forms (MIME type -> content); as text outside a notebook."""
     if not _in_kernel():
         print(bundle["text/plain"])
         return

@@ -14,7 +14,12 @@ _LETTER = 6.8  # width in pixels, on average, at 12 pixels height
 
 
 def bars_svg(
-    values: Mapping[str, float], unit: str, title: str = "", guess: float | None = None, note: str = "", width: int = 760
+    values: Mapping[str, float],
+    unit: str,
+    title: str = "",
+    guess: float | None = None,
+    note: str = "",
+    width: int = 760,
 ) -> str:
     """Draw `values` (label -> value, in `unit`) as horizontal bars from 0, a `guess` above them in outline.
 
@@ -24,7 +29,7 @@ def bars_svg(
     if not values:
         raise ValueError("there is no value to draw: give {label: value}")
     rows = ([("your guess", guess)] if guess is not None else []) + list(values.items())
-    written = {label: f"{number(float(value))} {unit}".strip() for label, value in rows}
+    written = {label: f"{_plain(value)} {unit}".strip() for label, value in rows}
     left = 14 + _LETTER * max(len(label) for label in written)
     room = width - left - 14 - _LETTER * max(len(text) for text in written.values())
     longest = max([value for _, value in rows if value > 0], default=1.0)
@@ -48,6 +53,11 @@ def bars_svg(
         f'width="{width}" height="{y + 8:.0f}" font-family="system-ui, sans-serif" font-size="12" fill="{GREY}">'
         f"<title>{escape(title or 'Measured')}</title><desc>{escape(described)}</desc>" + "\n".join(parts) + "</svg>"
     )
+
+
+def _plain(value: float) -> str:
+    """As people read it, and whole numbers without a point."""
+    return number(int(value)) if value == int(value) else number(float(value))
 
 
 def _bar(label: str, x: float, y: float, long: float) -> str:

@@ -7,7 +7,7 @@ from typing import Literal
 
 import torch
 
-from splitwiser_lab.errors import ModeError
+from splitwiser_lab.errors import LaneError, ModeError
 from splitwiser_lab.hardware import cores
 from splitwiser_lab.lanes.base import Lane
 from splitwiser_lab.lanes.inline import InlineLane
@@ -43,8 +43,14 @@ def start_all(lanes: list[Lane]) -> None:
     for lane in lanes:
         if isinstance(lane, ProcessLane):
             lane.spawn()
-    for lane in lanes:
-        lane.start()
+    failures = []
+    for lane in lanes:  # all of them, so that none is left half started
+        try:
+            lane.start()
+        except LaneError as error:
+            failures.append(error)
+    if failures:
+        raise failures[0]
 
 
 def share_cores(lanes: list[Lane], decode_cores: int | None = None) -> dict[str, list[int]]:

@@ -66,8 +66,10 @@ class ProcessLane:
             fds = (theirs.fileno(), weights.buffer.fd, pool.buffer.fd)
             command = [sys.executable, "-m", "splitwiser_lab.lanes.worker", str(theirs.fileno())]
             environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
-            try:
-                self._process = subprocess.Popen(command, pass_fds=fds, env=environment, stdin=subprocess.DEVNULL)
+            try:  # in a process group of its own: Ctrl-C is for the parent, also while the worker still imports
+                self._process = subprocess.Popen(
+                    command, pass_fds=fds, env=environment, stdin=subprocess.DEVNULL, process_group=0
+                )
             except OSError as error:
                 ours.close()
                 raise LaneError(f"lane {self.name!r}: its process could not be started: {error}") from error
@@ -121,14 +123,17 @@ class ProcessLane:
         self._process, self._connection, self._ready = None, None, False
 
     def _died(self) -> LaneError:
-        process, pid = self._process, self.pid
+        process, pid, ready = self._process, self.pid, self._ready
         self.close()
         code = process.returncode if process else None
         how = f"was killed by {signal.Signals(-code).name}" if code and code < 0 else f"exited with code {code}"
         hint = " (often: out of memory)" if code == -signal.SIGKILL else ""
+        lost = (
+            "Its batch is lost; the lane starts a new process for the next one" if ready else "It had not started yet"
+        )
         return LaneError(
-            f"lane {self.name!r}: its process (pid {pid}) {how}{hint}. Its batch is lost; the lane starts "
-            "a new process for the next one. If this repeats, try a smaller batch, pool or model."
+            f"lane {self.name!r}: its process (pid {pid}) {how}{hint}. {lost}. "
+            "If this repeats, try a smaller batch, pool or model."
         )
 
 

@@ -10,7 +10,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from splitwiser_lab.engine.engine import Engine
-from splitwiser_lab.engine.modes import supported_modes
+from splitwiser_lab.engine.modes import find_mode, supported_modes
 from splitwiser_lab.engine.result import Result
 from splitwiser_lab.errors import ModeError, RequestError
 from splitwiser_lab.measure.overlap import Overlap, measure_overlap
@@ -27,8 +27,8 @@ _COLUMNS = {  # of the table: heading -> (figure, digits)
     "TTFT p50 ms": ("median_ttft_ms", 0),
     "TPOT p50 ms": ("median_tpot_ms", 1),
     "ITL p50 ms": ("median_itl_ms", 1),
-    "ITL p99 ms": ("p99_itl_ms", 1),
-    "ITL max ms": ("max_itl_ms", 1),
+    "ITL p99 ms": ("p99_itl_ms", 0),
+    "ITL max ms": ("max_itl_ms", 0),
     "output tok/s": ("output_throughput", 1),
     "overlap gain": ("overlap_gain", 2),
 }
@@ -189,6 +189,8 @@ def compare(
         chosen = list(modes) if modes is not None else available
         if not chosen:
             raise ModeError(f"no modes to compare: name some of {', '.join(available)}.")
+        for mode in chosen:
+            find_mode(mode, engine.device)
         before = engine.mode
         report("asking transformers for the reference's tokens")
         judge = Reference(reference or (engine.model.reference() if not own or isinstance(model, str) else model))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -9,15 +10,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
-_ULPS = 4  # a logit is the end of a long sum: rounding moves it by a few units in the last place
-
 
 @dataclass(frozen=True)
 class TokenCheck:
     """Ours against the reference's tokens, for one request.
 
-    `first_difference` is the index of the first output token that differs, None if none does. `gap` is the
-    distance of the reference's two top logits there, `resolution` what the dtype can tell apart at their size.
+    `first_difference` is the index of the first output token that differs, None if none does. `gap` is how far
+    the reference's logit of its own token lies above its logit of ours there. `resolution` is what the dtype
+    can tell apart at that place, measured: twice the largest rounding error of the reference's own logits.
     """
 
     first_difference: int | None = None
@@ -42,7 +42,7 @@ class TokenCheck:
             return "identical"
         verdict = "explained" if self.explained else "NOT explained"
         return (
-            f"differs from token {self.first_difference}: top logits {self.gap:.2g} apart, the dtype tells "
+            f"differs from token {self.first_difference}: the two logits are {self.gap:.2g} apart, the dtype tells "
             f"{self.resolution:.2g} apart ({verdict})"
         )
 
@@ -53,6 +53,7 @@ class Reference:
     def __init__(self, model: Any) -> None:
         """`model` is an AutoModelForCausalLM in eval mode, with the engine's weights."""
         self.model = model
+        self._exact: Any = None  # the same weights in float32, made when half precision has to be judged
 
     def tokens(self, prompt: Sequence[int], max_new_tokens: int, ignore_eos: bool = False) -> list[int]:
         """Greedy output tokens of one prompt (token ids)."""
@@ -71,20 +72,32 @@ class Reference:
 
     def check(self, prompt: Sequence[int], ours: Sequence[int], theirs: Sequence[int]) -> TokenCheck:
         """Compare two continuations of a prompt; where they part, ask the model how close the choice was."""
-        same = sum(1 for _ in _common_prefix(ours, theirs))
+        same = len(_common_prefix(ours, theirs))
         if same == len(ours) == len(theirs):
             return TokenCheck()
-        gap, resolution = self._gap([*prompt, *theirs[:same]])
-        return TokenCheck(same, gap, resolution)
+        if same == min(len(ours), len(theirs)):  # one is the other's beginning: nothing was chosen differently
+            return TokenCheck(same, float("inf"), 0.0)
+        logits = self._logits(self.model, [*prompt, *theirs[:same]])
+        gap = float(logits[theirs[same]] - logits[ours[same]])
+        return TokenCheck(same, gap, self._resolution([*prompt, *theirs[:same]], logits))
 
-    def _gap(self, tokens: Sequence[int]) -> tuple[float, float]:
+    def _logits(self, model: Any, tokens: Sequence[int]) -> torch.Tensor:
+        """Logits [vocabulary] after the last of `tokens`, as float32."""
         import torch
 
         with torch.inference_mode():
-            logits: torch.Tensor = self.model(torch.tensor([list(tokens)], device=self.model.device)).logits[0, -1]
-        first, second = logits.float().topk(2).values.tolist()
-        half = logits.dtype in (torch.float16, torch.bfloat16)
-        return first - second, _ULPS * torch.finfo(logits.dtype).eps * abs(first) if half else 0.0
+            out: torch.Tensor = model(torch.tensor([list(tokens)], device=model.device)).logits[0, -1].float()
+        return out
+
+    def _resolution(self, tokens: Sequence[int], logits: torch.Tensor) -> float:
+        """Twice the largest error of `logits` against the same weights computed in float32; 0 in float32."""
+        import torch
+
+        if self.model.dtype not in (torch.float16, torch.bfloat16):
+            return 0.0
+        if self._exact is None:
+            self._exact = copy.deepcopy(self.model).float()
+        return 2 * float((self._logits(self._exact, tokens) - logits).abs().max())
 
 
 def _common_prefix(a: Sequence[int], b: Sequence[int]) -> list[int]:

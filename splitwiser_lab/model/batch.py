@@ -53,16 +53,19 @@ class Batch:
 
     @property
     def sequences(self) -> list[Sequence]:
+        """All of them, in the order in which their tokens are packed."""
         return self.decode + self.prefill
 
     @property
     def phase(self) -> SpanPhase:
+        """What kind of work this is."""
         if self.decode and self.prefill:
             return "mixed"
         return "decode" if self.decode else "prefill"
 
     @property
     def prefill_tokens(self) -> int:
+        """Tokens of prompts in the batch."""
         return sum(len(sequence.tokens) for sequence in self.prefill)
 
 

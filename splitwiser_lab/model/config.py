@@ -42,6 +42,7 @@ class ModelConfig:
 
     @property
     def is_opt(self) -> bool:
+        """OPT differs from the rotary families in norms, biases, positions and feed-forward."""
         return self.family == "opt"
 
     def layout(self) -> dict[str, tuple[tuple[int, ...], tuple[str, ...]]]:

@@ -32,6 +32,7 @@ class LoadedModel:
 
     @property
     def config(self) -> ModelConfig:
+        """The shape of the model."""
         return self.weights.config
 
     def reference(self) -> PreTrainedModel:

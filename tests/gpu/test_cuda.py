@@ -63,8 +63,9 @@ def test_half_precision_differences_are_explained_by_the_logit_gap(dtype: str) -
     with sl.Engine.from_pretrained(hf, dtype=dtype, device="cuda", kv_tokens=4096) as engine:
         tokens = engine.generate(prompts(), 24, ignore_eos=True).tokens
     checks = [judge.check(p, ours, judge.tokens(p, 24, True)) for p, ours in zip(prompts(), tokens, strict=True)]
-    print([str(check) for check in checks])
-    assert all(check.explained for check in checks)
+    said = [str(check) for check in checks]
+    print(said)
+    assert all(check.explained for check in checks), said
 
 
 def test_flips_and_preemption_change_no_token() -> None:

@@ -1,0 +1,175 @@
+"""The comparison, the reference's judgement, the overlap gain and the bench's arithmetic, on tiny models."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+from tiny_models import build, generated, prompts_of, tiny
+
+import splitwiser_lab as sl
+from splitwiser_lab.engine.engine import Engine
+from splitwiser_lab.measure import bench as bench_module
+from splitwiser_lab.measure.bench import Figure, bench
+from splitwiser_lab.measure.compare import with_range
+from splitwiser_lab.measure.overlap import Overlap, measure_overlap
+from splitwiser_lab.measure.peers import GenerateBatchPeer, GeneratePeer, OursPeer
+from splitwiser_lab.measure.reference import Reference, TokenCheck
+
+WORK = sl.Workload.poisson(200.0, requests=5, prompt_tokens=24, output_tokens=8)
+
+
+@pytest.fixture(scope="module")
+def comparison() -> Any:
+    return sl.compare(tiny("llama"), WORK, repeats=2, overlap=False, kv_tokens=4096)
+
+
+class TestReference:
+    def test_its_tokens_are_those_of_generate(self) -> None:
+        [prompt] = prompts_of(20)
+        assert Reference(tiny("qwen2")).tokens(prompt, 12) == generated(tiny("qwen2"), prompt, 12)
+
+    def test_ignore_eos_goes_on_to_the_full_length(self) -> None:
+        [prompt] = prompts_of(20)
+        end = generated(tiny("llama"), prompt, 1)[0]
+        model = build("llama", eos_token_id=end)
+        assert Reference(model).tokens(prompt, 8) == [end]
+        assert len(Reference(model).tokens(prompt, 8, ignore_eos=True)) == 8
+
+    def test_a_difference_in_float32_is_never_explained(self) -> None:
+        [prompt] = prompts_of(20)
+        judge = Reference(tiny("llama"))
+        theirs = judge.tokens(prompt, 6)
+        ours = [*theirs[:3], (theirs[3] + 1) % 199, *theirs[4:]]
+        check = judge.check(prompt, ours, theirs)
+        assert (check.first_difference, check.identical, check.explained) == (3, False, False)
+        assert check.gap > 0 and check.resolution == 0 and "NOT explained" in str(check)
+
+    def test_half_precision_explains_a_near_tie_and_nothing_else(self) -> None:
+        model = build("llama").to(torch.bfloat16)
+        [prompt] = prompts_of(20)
+        judge = Reference(model)
+        theirs = judge.tokens(prompt, 4)
+        with torch.inference_mode():
+            logits = model(torch.tensor([prompt])).logits[0, -1].float()
+        worst = int(logits.argmin())
+        check = judge.check(prompt, [worst, *theirs[1:]], theirs)
+        assert check.first_difference == 0 and not check.explained
+        assert check.gap == pytest.approx(float(logits[theirs[0]] - logits[worst]))
+        exact = build("llama").to(torch.bfloat16).float()
+        with torch.inference_mode():
+            error = (exact(torch.tensor([prompt])).logits[0, -1] - logits).abs().max()
+        assert check.resolution == pytest.approx(2 * float(error), rel=1e-3) and check.resolution > 0
+        assert TokenCheck(0, gap=check.resolution / 2, resolution=check.resolution).explained
+
+    def test_a_missing_token_is_a_difference(self) -> None:
+        [prompt] = prompts_of(20)
+        judge = Reference(tiny("llama"))
+        theirs = judge.tokens(prompt, 6)
+        check = judge.check(prompt, theirs[:5], theirs)
+        assert check.first_difference == 5 and not check.explained
+
+
+class TestCompare:
+    def test_every_mode_that_runs_here_writes_the_reference(self, comparison: Any) -> None:
+        assert [run.mode for run in comparison.runs] == ["sequential", "chunked", "processes"]
+        assert comparison.tokens_identical and all(len(run.checks) == 2 for run in comparison.runs)
+        assert [len(result.tokens) for run in comparison.runs for result in run.results] == [5] * 6
+
+    def test_json_has_the_names_of_vllm_bench_serve(self, comparison: Any, tmp_path: Any) -> None:
+        comparison.to_json(tmp_path / "out.json")
+        found = json.loads((tmp_path / "out.json").read_text())
+        assert found["tokens_identical"] is True and {"hardware", "versions", "command", "commit"} <= set(found)
+        wanted = {"request_throughput", "output_throughput", "mean_ttft_ms", "p99_itl_ms", "max_itl_ms", "completed"}
+        for run in found["runs"]:
+            assert wanted | {"overlap_gain", "tokens_identical", "spread"} <= set(run)
+            low, high = run["spread"]["mean_ttft_ms"]
+            assert low <= run["mean_ttft_ms"] <= high
+
+    def test_the_table_names_each_mode_and_its_verdict(self, comparison: Any) -> None:
+        text = str(comparison)
+        assert all(mode in text for mode in ("sequential", "chunked", "processes"))
+        assert text.count("identical") == 3 and "…" not in text
+
+    def test_a_wrong_token_is_found_and_counted(self) -> None:
+        other = build("llama", seed=1)
+        found = sl.compare(
+            tiny("llama"), WORK, ["sequential"], repeats=1, overlap=False, reference=other, kv_tokens=4096
+        )
+        assert not found.tokens_identical and len(found["sequential"].differences) == 5
+        assert json.loads(found.to_json())["runs"][0]["tokens_identical"] is False
+
+    def test_the_engine_it_was_given_keeps_its_mode_and_goes_on(self, engine: Engine) -> None:
+        engine.set_mode("chunked")
+        sl.compare(engine, WORK, ["sequential"], repeats=1, overlap=False, reference=tiny("llama"))
+        assert engine.mode == "chunked" and engine.generate([[1, 2, 3]], 2).metrics.completed == 1
+
+    @pytest.mark.parametrize(("arguments", "said"), [({"repeats": 0}, "repeats=0"), ({"modes": []}, "no modes")])
+    def test_nonsense_is_refused(self, engine: Engine, arguments: dict[str, Any], said: str) -> None:
+        with pytest.raises(sl.SplitwiserError, match=said):
+            sl.compare(engine, WORK, reference=tiny("llama"), **arguments)
+
+    def test_a_mode_that_cannot_run_is_refused_before_anything_runs(self, engine: Engine) -> None:
+        said: list[str] = []
+        with pytest.raises(sl.ModeError, match="cannot run on cpu"):
+            sl.compare(engine, WORK, ["sequential", "mps"], reference=tiny("llama"), report=said.append)
+        assert said == []
+
+    def test_range(self) -> None:
+        assert with_range([3.0, 1.0, 2.0], 1) == "2.0 (1.0–3.0)"
+        assert with_range([1.0], 2) == "1.00" and with_range([], 2) == "n/a"
+
+
+class TestOverlap:
+    def test_gain_is_the_sum_of_both_shares(self) -> None:
+        overlap = Overlap("processes", prefill_alone=1000, decode_alone=50, prefill=600, decode=40)
+        assert overlap.gain == pytest.approx(0.6 + 0.8)
+        assert overlap.decode_slowdown == pytest.approx(1.25)
+        assert Overlap("sequential", 1000, 50, 1000, 0).decode_slowdown is None
+
+    def test_both_phases_get_something_done_in_two_lanes_and_only_prefill_in_turns(self, engine: Engine) -> None:
+        found = measure_overlap(engine, ["sequential", "processes"], 64, 2, 32, seconds=0.3, repeats=1)
+        [turns], [split] = found["sequential"], found["processes"]
+        assert turns.prefill_alone > 0 and turns.decode_alone > 0
+        assert turns.prefill > 0 and turns.decode == 0  # prompts always wait, and in turns prefill goes first
+        assert split.prefill > 0 and split.decode > 0
+        assert engine.mode == "sequential"
+
+
+class TestPeers:
+    def test_all_write_the_same_tokens(self, engine: Engine) -> None:
+        prompts = prompts_of(16, 16, 16)
+        peers = [OursPeer(engine), GeneratePeer(tiny("llama")), GenerateBatchPeer(tiny("llama"))]
+        written = [peer.run(prompts, 6) for peer in peers]
+        assert all(seconds > 0 for seconds, _ in written)
+        assert written[0][1] == written[1][1] == written[2][1]
+        assert [len(tokens) for tokens in written[0][1]] == [6, 6, 6]
+
+
+class TestBench:
+    def test_ratios_are_taken_round_by_round(self) -> None:
+        figure = Figure("f", "tok/s", [10.0, 30.0, 20.0], {"HF generate": [5.0, 10.0, 20.0]}, {"HF generate": 1.3})
+        assert figure.ratios("HF generate") == [2.0, 3.0, 1.0]
+        assert figure.to_dict()["peers"]["HF generate"]["ratio"] == 2.0
+
+    def test_the_whole_bench_on_a_tiny_model(self, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        build("llama", max_position_embeddings=1024).save_pretrained(tmp_path / "model")
+        monkeypatch.setattr("splitwiser_lab.measure.peers.find_vllm", lambda python: None)
+        short = bench_module.measure_overlap
+        monkeypatch.setattr(bench_module, "measure_overlap", lambda *a, **k: short(*a, **{**k, "seconds": 0.2}))
+        monkeypatch.setattr(bench_module, "compare", lambda *a, **k: sl.compare(*a, **{**k, "overlap": False}))
+        found = bench(str(tmp_path / "model"), repeats=1, kv_tokens=8192)
+        names = [figure.name for figure in found.figures]
+        assert any("decode" in name for name in names) and any("prefill" in name for name in names)
+        assert any("overlap" in name for name in names) and sum("overhead" in name for name in names) == 2
+        assert "not installed" in found.missing["vLLM"]
+        assert all(agreement.startswith("8 of 8") for agreement in found.tokens.values())
+        data = json.loads(found.to_json(tmp_path / "bench.json"))
+        assert data["schema"].startswith("splitwiser-lab/bench") and len(data["runs"]) == 3
+        console = Console(width=150)
+        with console.capture() as capture:
+            console.print(found.table())
+        assert "vLLM is missing" in capture.get()
