@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -17,7 +16,6 @@ from splitwiser_lab.engine.engine import Engine
 from splitwiser_lab.model.kv_pool import KVPool
 from splitwiser_lab.model.loading import load
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may wait for a network
 torch.set_num_threads(1)  # tiny tensors gain nothing from more, and lose much on a busy machine
 PAGE = 8
 

@@ -22,6 +22,8 @@ STATIC_VARIABLE = "SPLITWISER_LAB_STATIC"
 # What plotly makes of a figure, by front end. Its own choice in a notebook would store megabytes of script there.
 _RENDERERS = {"static": "plotly_mimetype", "interactive": "plotly_mimetype", "interactive (Colab)": "colab"}
 
+_WIDTH = 760  # pixels: what a notebook page has beside a file browser
+
 Form = Literal["static", "interactive", "interactive (Colab)"]
 
 
@@ -69,7 +71,7 @@ def show(picture: Any, title: str | None = None) -> None:
     if isinstance(picture, Timeline):
         picture = {title or "": picture}
     if isinstance(picture, Mapping) and picture and all(isinstance(t, Timeline) for t in picture.values()):
-        bundle = _static(gantt_svg(picture))
+        bundle = _static(gantt_svg(picture, _WIDTH))
         if form != "static":
             from splitwiser_lab.lab.plots import gantts
 

@@ -19,7 +19,7 @@ from typing import Annotated, Any
 import nbformat
 import typer
 from nbclient import NotebookClient
-from nbclient.exceptions import CellExecutionError
+from nbclient.exceptions import CellControlSignal
 
 from splitwiser_lab.lab.display import STATIC_VARIABLE
 from splitwiser_lab.lab.setup import REPOSITORY, badge
@@ -34,7 +34,8 @@ _WIDGET = "application/vnd.jupyter.widget-view+json"
 def execute(path: Path, timeout_s: float = 600.0) -> None:
     """Run the notebook at `path` from its own folder and write it back, scrubbed.
 
-    Raises nbclient's CellExecutionError when a cell raises; the file is then unchanged.
+    Raises nbclient's CellExecutionError when a cell raises, CellTimeoutError when it takes longer than `timeout_s`;
+    the file is then unchanged.
     """
     notebook = nbformat.read(path, as_version=4)  # type: ignore[no-untyped-call]
     relink(notebook, path.name)
@@ -114,8 +115,8 @@ def main(
         typer.echo(f"{path.name}: running ...", err=True)
         try:
             execute(path, timeout)
-        except CellExecutionError as error:
-            typer.echo(f"{path.name}: a cell raised, so the file is left as it was.\n{error}", err=True)
+        except CellControlSignal as error:
+            typer.echo(f"{path.name}: a cell raised or took too long, so the file is left as it was.\n{error}", err=True)
             raise typer.Exit(1) from None
         typer.echo(f"{path.name}: done, {path.stat().st_size / 1024:.0f} KB", err=True)
 

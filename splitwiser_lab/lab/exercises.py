@@ -10,9 +10,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from splitwiser_lab.engine.engine import Engine
-from splitwiser_lab.measure.phases import time_phases
-
 
 @dataclass(frozen=True)
 class Exercise:
@@ -22,11 +19,6 @@ class Exercise:
     why: str
     hint: str
     tolerance: float = 0.0
-
-
-def _eight_at_once(engine: Engine, prompt: Sequence[int]) -> float:
-    one, eight = (time_phases(engine, prompt, new_tokens=16, batch=batch, repeats=1)[1] for batch in (1, 8))
-    return float(eight["tokens_per_s"] / one["tokens_per_s"])
 
 
 EXERCISES = {
@@ -42,11 +34,10 @@ EXERCISES = {
         "Compare run.figures()['duration'] for each run in found.runs, or the ends of the Gantts.",
     ),
     "quickstart: eight at once": Exercise(
-        _eight_at_once,
-        "One reading of the weights serves eight requests; arithmetic and attention grow, so it is not eight times.",
-        "Divide two decode rates: time_phases(...)[1]['tokens_per_s'] with batch=8 by the same with batch=1. The check "
-        "measures anew and allows 30 %.",
-        tolerance=0.3,
+        lambda: 4.75,  # machines differ: from hardly more to all of eight times
+        "One reading of the weights serves eight requests. Arithmetic and attention grow, so not quite eight times.",
+        "More than 1, at most 8: time_phases(...)[1]['tokens_per_s'] with batch=8, over that with batch=1.",
+        tolerance=0.75,
     ),
     "split: where it lies": Exercise(
         lambda: (9, 6),

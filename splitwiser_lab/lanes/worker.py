@@ -56,3 +56,4 @@ def pin(cores: list[int]) -> None:
 
 if __name__ == "__main__":
     main(int(sys.argv[1]))
+    os._exit(0)  # there is nothing to tidy up, and PyTorch would take a second over it

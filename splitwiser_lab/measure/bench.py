@@ -18,6 +18,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from splitwiser_lab.engine.engine import Engine
+from splitwiser_lab.engine.modes import supported_modes
 from splitwiser_lab.measure.compare import Comparison, compare, with_range
 from splitwiser_lab.measure.overlap import measure_overlap
 from splitwiser_lab.measure.peers import Peer, find_peers
@@ -146,25 +147,23 @@ def bench(
             _figure("decode, batch 8, context 128", decode, wanted),
             _figure("prefill, 512 tokens", prefill, {"HF generate": 1.0, "vLLM": 1.0}),
         ]
-        modes = [mode for mode in ("sequential", "processes") if mode in _available(engine)]
+        modes = [mode.mode for mode in supported_modes(engine.device) if mode.available]
+        report(f"overlap gain of {', '.join(modes)}")
+        overlaps = measure_overlap(engine, modes, repeats=repeats)
         if "processes" in modes:
-            report("overlap gain")
-            measured = measure_overlap(engine, ["processes"], repeats=repeats)["processes"]
-            gains = [overlap.gain for overlap in measured]
+            gains = [overlap.gain for overlap in overlaps["processes"]]
             figures.append(Figure("overlap gain, processes: 512 with 1@512", "×", gains, targets={"": 1.3}))
-        for mode in modes:
-            report(f"overhead per step, {mode}")
-            figures.append(_overhead(engine, mode, repeats))
+        for mode in ("sequential", "processes"):
+            if mode in modes:
+                report(f"overhead per step, {mode}")
+                figures.append(_overhead(engine, mode, repeats))
         figures.append(Figure("import splitwiser_lab", "s", _import_seconds(), targets={"": 0.5}))
         workload = Workload.poisson(2.0, requests=12, prompt_tokens=192, output_tokens=32)
-        comparison = compare(engine, workload, repeats=min(repeats, 3), reference=reference, report=report)
+        rounds = min(repeats, 3)
+        comparison = compare(engine, workload, repeats=rounds, overlap=False, reference=reference, report=report)
+        for run in comparison.runs:
+            run.overlaps.extend(overlaps[run.mode])
         return Bench(figures, comparison, missing, agree, provenance(engine.device))
-
-
-def _available(engine: Engine) -> list[str]:
-    from splitwiser_lab.engine.modes import supported_modes
-
-    return [mode.mode for mode in supported_modes(engine.device) if mode.available]
 
 
 def _rates(

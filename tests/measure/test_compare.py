@@ -160,7 +160,6 @@ class TestBench:
         monkeypatch.setattr("splitwiser_lab.measure.peers.find_vllm", lambda python: None)
         short = bench_module.measure_overlap
         monkeypatch.setattr(bench_module, "measure_overlap", lambda *a, **k: short(*a, **{**k, "seconds": 0.2}))
-        monkeypatch.setattr(bench_module, "compare", lambda *a, **k: sl.compare(*a, **{**k, "overlap": False}))
         found = bench(str(tmp_path / "model"), repeats=1, kv_tokens=8192)
         names = [figure.name for figure in found.figures]
         assert any("decode" in name for name in names) and any("prefill" in name for name in names)
@@ -169,6 +168,7 @@ class TestBench:
         assert all(agreement.startswith("8 of 8") for agreement in found.tokens.values())
         data = json.loads(found.to_json(tmp_path / "bench.json"))
         assert data["schema"].startswith("splitwiser-lab/bench") and len(data["runs"]) == 3
+        assert all(run["overlap_gain"] > 0 for run in data["runs"])
         console = Console(width=150)
         with console.capture() as capture:
             console.print(found.table())
