@@ -54,10 +54,12 @@ def demo(
     repeats: Repeats = 3,
     new_tokens: Annotated[int, typer.Option(help="New tokens per prompt.")] = 32,
     report: Annotated[Path, typer.Option(help="Where the HTML report goes.")] = Path("reports/demo.html"),
+    picture: Annotated[Path | None, typer.Option(help="Also write the Gantt of the modes as SVG.")] = None,
     json_file: Json = None,
 ) -> None:
     """Run real prompts in every mode this machine can run: text, times, tokens checked, a table and a report."""
     from splitwiser_lab.lab.comparison_report import notes, report_comparison
+    from splitwiser_lab.lab.static import gantt_svg
     from splitwiser_lab.measure.demo import demo as run
 
     with _progress() as tell:
@@ -72,6 +74,10 @@ def demo(
         console.print(f"- {note}", markup=False, highlight=False)
     written = report_comparison(report, f"splitwiser_lab demo: {model}", found.comparison, found.prompts)
     console.print(f"report: {written}", markup=False, highlight=False)
+    if picture:
+        timelines = {run.mode: run.results[-1].timeline for run in found.comparison.runs}
+        picture.parent.mkdir(parents=True, exist_ok=True)
+        picture.write_text(gantt_svg(timelines), encoding="utf-8")
     _judge(found.comparison)
 
 

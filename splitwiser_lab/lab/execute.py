@@ -116,7 +116,7 @@ def main(
         try:
             execute(path, timeout)
         except CellControlSignal as error:
-            typer.echo(f"{path.name}: a cell raised or took too long, so the file is left as it was.\n{error}", err=True)
+            typer.echo(f"{path.name}: a cell raised or took too long: the file is left as it was.\n{error}", err=True)
             raise typer.Exit(1) from None
         typer.echo(f"{path.name}: done, {path.stat().st_size / 1024:.0f} KB", err=True)
 

@@ -38,8 +38,9 @@ def versions() -> dict[str, str]:
 
 
 def command() -> str:
-    """The command line, with the program's name but without this machine's folders."""
-    return shlex.join([Path(sys.argv[0]).name or "python", *sys.argv[1:]])
+    """The command line, without this machine's folders: of an absolute path only the name is kept."""
+    words = [Path(sys.argv[0]).name or "python", *sys.argv[1:]]
+    return shlex.join([Path(word).name if Path(word).is_absolute() else word for word in words])
 
 
 def commit() -> str:
