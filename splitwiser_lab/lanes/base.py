@@ -48,6 +48,12 @@ class Lane(Protocol):
         ...
 
 
+def spread(batch: Batch, picked: list[int]) -> list[int | None]:
+    """One entry per sequence: its picked token, or None where none was asked for."""
+    tokens = iter(picked)
+    return [None if s.sampling is None else next(tokens) for s in batch.sequences]
+
+
 def wait_any(tickets: Sequence[Ticket], timeout: float | None = None) -> None:
     """Return when one of the tickets is done, or after `timeout` seconds."""
     if any(ticket.done() for ticket in tickets):

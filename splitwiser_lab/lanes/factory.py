@@ -10,6 +10,7 @@ import torch
 from splitwiser_lab.errors import LaneError, ModeError
 from splitwiser_lab.hardware import cores
 from splitwiser_lab.lanes.base import Lane
+from splitwiser_lab.lanes.device import DeviceLane
 from splitwiser_lab.lanes.inline import InlineLane
 from splitwiser_lab.lanes.process import ProcessLane
 from splitwiser_lab.model.transformer import Transformer
@@ -31,7 +32,10 @@ def why_not(kind: LaneKind, device: str) -> str | None:
 
 def build_lane(kind: LaneKind, name: str, transformer: Transformer) -> Lane:
     """A lane of this kind over the transformer's weights and pool, not yet started."""
+    device = torch.device(transformer.weights.device)
     if kind == "inline":
+        if device.type == "cuda":
+            return DeviceLane(name, transformer, torch.cuda.Stream(device))
         return InlineLane(name, transformer)
     if kind == "process":
         return ProcessLane(name, transformer)

@@ -1,7 +1,9 @@
-"""How the inline lane reads a GPU's clock and waits for it, on a GPU made for the test: events and no device."""
+"""How a GPU lane reads a GPU's clock and waits for it, on a GPU made for the test: events and no device."""
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
@@ -9,25 +11,43 @@ import pytest
 import torch
 
 from splitwiser_lab.errors import LaneError
-from splitwiser_lab.lanes import inline
+from splitwiser_lab.lanes import device as device_module
 from splitwiser_lab.lanes.base import wait_any
-from splitwiser_lab.lanes.inline import DeviceClock, DeviceTicket, InlineLane
+from splitwiser_lab.lanes.device import DeviceClock, DeviceLane, DeviceTicket
 from splitwiser_lab.model.batch import GREEDY, Batch, Sequence
 
 
+class Stream:
+    """Work queued in order."""
+
+    def __init__(self, device: Any = "cuda") -> None:
+        self.device, self.busy_until = device, 0.0
+
+    def synchronize(self) -> None:
+        Device.sync_to(self.busy_until)
+
+
 class Device:
-    """Work queued on one stream; its clock and the host's run at the same pace from different zeros."""
+    """The host's clock, and the stream under which work is launched."""
 
     now = 1000.0  # host seconds
-    busy_until = 0.0
+    current = Stream()
+    failed = False
 
     @classmethod
     def work(cls, seconds: float) -> None:
-        cls.busy_until = max(cls.busy_until, cls.now) + seconds
+        cls.current.busy_until = max(cls.current.busy_until, cls.now) + seconds
 
     @classmethod
     def sync_to(cls, moment: float) -> None:
         cls.now = max(cls.now, moment)
+
+    @classmethod
+    @contextlib.contextmanager
+    def under(cls, stream: Stream) -> Iterator[None]:
+        before, cls.current = cls.current, stream
+        yield
+        cls.current = before
 
 
 class Event:
@@ -40,15 +60,18 @@ class Event:
         self.at: float | None = None
         Event.made.append(self)
 
-    def record(self) -> None:
-        self.at = max(Device.busy_until, Device.now)
+    def record(self, stream: Stream | None = None) -> None:
+        self.at = max((stream or Device.current).busy_until, Device.now)
 
     def query(self) -> bool:
         assert self.at is not None
+        if Device.failed:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
         return Device.now >= self.at
 
     def synchronize(self) -> None:
         assert self.at is not None
+        self.query()
         Device.sync_to(self.at)
 
     def elapsed_time(self, later: Event) -> float:
@@ -58,10 +81,11 @@ class Event:
 
 @pytest.fixture(autouse=True)
 def device(monkeypatch: pytest.MonkeyPatch) -> type[Device]:
-    Device.now, Device.busy_until, Event.made = 1000.0, 0.0, []
-    monkeypatch.setattr(torch.cuda, "Event", Event)
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda: Device.sync_to(Device.busy_until))
-    monkeypatch.setattr(inline.time, "perf_counter", lambda: Device.now)
+    Device.now, Device.current, Device.failed, Event.made = 1000.0, Stream(), False, []
+    for name, fake in {"Event": Event, "Stream": Stream, "stream": Device.under}.items():
+        monkeypatch.setattr(torch.cuda, name, fake)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: Device.current.synchronize())
+    monkeypatch.setattr(device_module.time, "perf_counter", lambda: Device.now)
     plain = torch.empty
     monkeypatch.setattr(torch, "empty", lambda *args, pin_memory=False, **kwargs: plain(*args, **kwargs))
     return Device
@@ -84,8 +108,8 @@ def batch() -> Batch:
     return Batch([Sequence([1], 8, [0, 1], GREEDY)], [chunk, Sequence([7], 0, [3], GREEDY)])
 
 
-def lane_of(transformer: Any) -> InlineLane:
-    return InlineLane("main", transformer)
+def lane_of(transformer: Any) -> DeviceLane:
+    return DeviceLane("main", transformer, Stream())  # type: ignore[arg-type]
 
 
 def test_submit_returns_before_the_work_is_done() -> None:
@@ -103,7 +127,7 @@ def test_spans_are_on_the_hosts_clock() -> None:
     """Start and end are the device's own, not when the host asked."""
     lane = lane_of(FakeTransformer(0.5, 42, 43))
     Device.now = 1003.0
-    Device.work(2.0)  # the stream is still busy with something else
+    lane.stream.busy_until = 1005.0  # the stream is still busy with something else
     ticket = lane.submit(batch())
     Device.now = 1009.0
     result = ticket.result()
@@ -120,20 +144,50 @@ def test_result_waits() -> None:
     assert Device.now == 1000.5
 
 
-def test_the_clock_waits_for_the_device_before_it_is_set() -> None:
-    """Else the anchor's host time would be earlier than its event."""
+def test_setting_the_clock_waits_for_no_batch() -> None:
     Device.work(3.0)
-    clock = DeviceClock()
+    clock = DeviceClock(torch.device("cuda"))
+    assert Device.now == 1000.0
     event = Event(enable_timing=True)
-    Device.work(1.0)
     event.record()
     event.synchronize()
-    assert clock.host_time(event) == pytest.approx(1004.0)
+    assert clock.host_time(event) == pytest.approx(1003.0)
+
+
+def test_what_other_streams_wrote_is_there_before_the_first_batch() -> None:
+    Device.work(3.0)  # say, the weights
+    lane = lane_of(FakeTransformer(0.5, 42, 43))
+    assert lane.submit(batch()).result().start == pytest.approx(1003.0)
+    lane.close()
+    lane.close()
+
+
+def test_closing_waits_for_what_was_launched() -> None:
+    lane = lane_of(FakeTransformer(0.5, 42, 43))
+    lane.submit(batch())
+    lane.close()
+    assert Device.now == 1000.5
+
+
+def test_two_lanes_run_at_the_same_time() -> None:
+    lanes = [lane_of(FakeTransformer(seconds, 42, 43)) for seconds in (0.5, 0.2)]
+    long, short = [lane.submit(batch()) for lane in lanes]
+    Device.now = 1000.3
+    assert short.done() and not long.done()
+    assert long.result().start == short.result().start == pytest.approx(1000.0)
+
+
+def test_a_kernel_that_fails_is_the_lanes_error() -> None:
+    ticket = lane_of(FakeTransformer(0.5, 42, 43)).submit(batch())
+    Device.failed = True
+    assert ticket.done(), "or the engine would wait for ever"
+    with pytest.raises(LaneError, match=r"lane 'main': a batch failed on the device: .*illegal.*restart"):
+        ticket.result()
 
 
 def test_the_clock_is_set_anew_now_and_then() -> None:
     """Single-precision milliseconds lose microseconds after a minute."""
-    clock = DeviceClock()
+    clock = DeviceClock(torch.device("cuda"))
     anchors = len(Event.made)
     Device.now += 19.0
     clock.refresh()
@@ -147,10 +201,10 @@ def test_the_clock_is_set_anew_now_and_then() -> None:
 
 
 def test_a_ticket_made_before_the_clock_was_set_anew_has_the_right_times() -> None:
-    clock = DeviceClock()
-    old = DeviceTicket(FakeTransformer(0.25, 1, 2), batch(), clock)  # type: ignore[arg-type]
+    clock = DeviceClock(torch.device("cuda"))
+    old = DeviceTicket("main", FakeTransformer(0.25, 1, 2), batch(), clock)  # type: ignore[arg-type]
     Device.now += 30.0
-    DeviceTicket(FakeTransformer(0.25, 1, 2), batch(), clock)  # type: ignore[arg-type]
+    DeviceTicket("main", FakeTransformer(0.25, 1, 2), batch(), clock)  # type: ignore[arg-type]
     result = old.result()
     assert (result.start, result.end) == (pytest.approx(1000.0), pytest.approx(1000.25))
 

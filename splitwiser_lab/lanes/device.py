@@ -1,0 +1,107 @@
+"""A lane on a GPU: batches run on one CUDA stream, launched by this process and polled by events.
+
+Which SMs the stream may use, and with what priority, was decided by whoever made the stream. A lane
+does all its work under it, so that what is allocated or captured there belongs to it alone.
+"""
+
+from __future__ import annotations
+
+import time
+from multiprocessing.connection import Connection
+
+import torch
+
+from splitwiser_lab.errors import LaneError
+from splitwiser_lab.lanes.base import spread
+from splitwiser_lab.model.batch import Batch, BatchResult
+from splitwiser_lab.model.transformer import Transformer
+
+_CLOCK_SECONDS = 20.0  # how long one anchor of the device's clock is trusted
+
+
+class DeviceLane:
+    """Launches each batch at `submit` and returns; the device runs them in order."""
+
+    def __init__(self, name: str, transformer: Transformer, stream: torch.cuda.Stream) -> None:
+        self.name, self.stream = name, stream
+        self.cores: list[int] = []  # the host only launches: whatever the process has
+        self._transformer = transformer
+        self._clock: DeviceClock | None = None
+
+    def start(self) -> None:
+        """Let what other streams wrote so far (weights, pool) be seen on this one, and set the clock."""
+        if self._clock is None:
+            torch.cuda.synchronize(self.stream.device)
+            self._clock = DeviceClock(self.stream.device)
+
+    def submit(self, batch: Batch) -> DeviceTicket:
+        try:
+            self.start()
+            assert self._clock is not None
+            with torch.cuda.stream(self.stream):
+                return DeviceTicket(self.name, self._transformer, batch, self._clock)
+        except Exception as error:
+            raise LaneError(f"lane {self.name!r}: a batch failed: {error}") from error
+
+    def close(self) -> None:
+        """Wait until the device has done what was launched here."""
+        if self._clock is not None:
+            self.stream.synchronize()
+            self._clock = None
+
+
+class DeviceClock:
+    """Translates CUDA events into the host's `time.perf_counter`."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._stream = torch.cuda.Stream(device)  # always empty, so that setting the clock waits for no batch
+        self._anchor()
+
+    def _anchor(self) -> None:
+        self._event = torch.cuda.Event(enable_timing=True)
+        self._event.record(self._stream)
+        self._event.synchronize()
+        self._host = time.perf_counter()
+
+    def refresh(self) -> None:
+        """Anchor anew now and then: the device counts in single-precision milliseconds from the anchor."""
+        if time.perf_counter() - self._host > _CLOCK_SECONDS:
+            self._anchor()
+
+    def host_time(self, event: torch.cuda.Event) -> float:
+        """When `event`, which must be complete, happened on the host's clock, in seconds."""
+        return self._host + float(self._event.elapsed_time(event)) / 1e3
+
+
+class DeviceTicket:
+    """A batch launched on the current stream; its tokens are copied to the host behind it."""
+
+    def __init__(self, lane: str, transformer: Transformer, batch: Batch, clock: DeviceClock) -> None:
+        clock.refresh()
+        self._lane, self._batch, self._clock = lane, batch, clock
+        self._start, self._end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        self._start.record()
+        picked = transformer.run(batch)
+        self._host_tokens = torch.empty(picked.shape, dtype=picked.dtype, pin_memory=True)
+        self._host_tokens.copy_(picked, non_blocking=True)
+        self._end.record()
+
+    def done(self) -> bool:
+        try:
+            return bool(self._end.query())
+        except RuntimeError:  # a kernel failed: `result` says which way
+            return True
+
+    def result(self) -> BatchResult:
+        try:
+            self._end.synchronize()
+        except RuntimeError as error:
+            raise LaneError(
+                f"lane {self._lane!r}: a batch failed on the device: {error} "
+                "The GPU refuses this process from now on: restart it (in Jupyter, the kernel)."
+            ) from error
+        start, end = (self._clock.host_time(event) for event in (self._start, self._end))
+        return BatchResult(spread(self._batch, self._host_tokens.tolist()), start, end)
+
+    def connection(self) -> Connection | None:
+        return None
