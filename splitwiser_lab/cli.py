@@ -138,8 +138,11 @@ def lab(
     browser: Annotated[bool, typer.Option(help="Open a browser window.")] = True,
 ) -> None:
     """Open JupyterLab on a notebook, for this machine only (loopback, with a token)."""
+    from splitwiser_lab.lab.trust import trust
+
     if not Path(notebook).is_file():
         raise SplitwiserError(f"no notebook {notebook!r} here: run this in the project's folder.")
+    trust(Path(__file__).parents[1] / "notebooks")  # the project's own, else their pictures would be hidden
     words = ["-m", "jupyterlab", "--ServerApp.ip=127.0.0.1", f"--ServerApp.port={port}"]
     # Jupyter makes a token of its own: given here, other users of this machine could read it off the command line.
     words += ["--ServerApp.root_dir=.", f"--LabApp.default_url=/lab/tree/{notebook}"]

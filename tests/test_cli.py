@@ -71,6 +71,7 @@ def test_errors_end_with_their_message_and_status_1(
 def test_lab_binds_to_loopback_with_a_token(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     started: list[list[str]] = []
     monkeypatch.setattr("os.execv", lambda program, words: started.append(words))
+    monkeypatch.setenv("JUPYTER_DATA_DIR", str(tmp_path / "jupyter"))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "n.ipynb").write_text("{}")
     assert run(app, ["lab", "n.ipynb", "--no-browser"]).exit_code == 0

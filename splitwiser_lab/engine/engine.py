@@ -93,7 +93,8 @@ class Engine:
 
     @property
     def kv_use(self) -> float:
-        """Share of the pool's pages that belong to requests, 0 to 1."""
+        """Share of the pool's pages that belong to requests, 0 to 1. Raises SplitwiserError once closed."""
+        self._refuse_if_closed()
         return 1 - self._core.scheduler.pages.free / self.pool.pages
 
     def set_mode(self, mode: str, **options: Any) -> None:
@@ -235,9 +236,12 @@ class Engine:
             self._core.abandon(loop.requests)
         return self._result(loop.requests, origin)
 
-    def timeline(self, since: float = 0.0, requests: Sequence[Request] = ()) -> Timeline:
-        """What the lanes have done since `since` on `time.perf_counter`'s clock, for a live view."""
-        return timeline_of(requests, list(self._core.spans), self._core.modes, since)
+    def timeline(self, since: float = 0.0, requests: Sequence[Request] = (), origin: float | None = None) -> Timeline:
+        """What the lanes have done since `since` on `time.perf_counter`'s clock, for a live view.
+
+        Times count from `origin` (None: from `since`).
+        """
+        return timeline_of(requests, list(self._core.spans), self._core.modes, since, origin)
 
     def tokenize(self, prompt: str, chat: bool = False) -> list[int]:
         """Token ids of a text; with `chat`, as one user turn in the model's chat template."""

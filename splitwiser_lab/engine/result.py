@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import takewhile
 from typing import Any
 
 from splitwiser_lab.engine.request import Request
 from splitwiser_lab.errors import RequestError
 from splitwiser_lab.metrics import Metrics
 from splitwiser_lab.timeline import ModeChange, Span, Timeline
+
+# Two lanes' batches are folded in the order in which they are noticed, which is not quite that of their ends.
+_FOLDED_LATE_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -62,15 +66,25 @@ def settled(text: str, stop: tuple[str, ...]) -> str:
 
 
 def timeline_of(
-    requests: Sequence[Request], spans: Sequence[Span], modes: Sequence[ModeChange], origin: float
+    requests: Sequence[Request],
+    spans: Sequence[Span],
+    modes: Sequence[ModeChange],
+    since: float,
+    origin: float | None = None,
 ) -> Timeline:
-    """Requests, and what lanes did meanwhile, on a clock that starts at `origin`."""
-    moved = (
-        Span(s.lane, s.phase, s.start - origin, s.end - origin, s.prefill_tokens, s.decode_tokens, s.sequences, s.mode)
-        for s in spans
-        if s.end >= origin
-    )
-    changes = [ModeChange(max(0.0, m.time - origin), m.mode, m.options) for m in modes]
-    before = [change for change in changes if change.time == 0.0][-1:]
-    records = tuple(request.record(origin) for request in requests)
-    return Timeline(tuple(moved), records, (*before, *(change for change in changes if change.time > 0.0)))
+    """Requests, and what lanes did from `since` on, on a clock that starts at `origin` (None: at `since`).
+
+    The first of its modes is the one that held at `since`. `spans` are in order of their end, as the engine has
+    them; of a long run only the last part is looked at.
+    """
+    zero = since if origin is None else origin
+    recent = takewhile(lambda span: span.end >= since - _FOLDED_LATE_SECONDS, reversed(spans))
+    moved = [
+        Span(s.lane, s.phase, s.start - zero, s.end - zero, s.prefill_tokens, s.decode_tokens, s.sequences, s.mode)
+        for s in recent
+        if s.end >= since
+    ]
+    before = [change for change in modes if change.time <= since][-1:]
+    changes = [*(replace(change, time=since) for change in before), *(c for c in modes if c.time > since)]
+    moved_changes = tuple(replace(change, time=change.time - zero) for change in changes)
+    return Timeline(tuple(reversed(moved)), tuple(request.record(zero) for request in requests), moved_changes)

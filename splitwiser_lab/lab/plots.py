@@ -152,7 +152,7 @@ def _gantts(timelines: Mapping[str, Timeline], window: _Window | None, title: st
     start, end = window or (0.0, max((t.duration for t in timelines.values()), default=0.0) or 1e-3)
     if not end > start:
         raise ValueError(f"a window needs a positive length, got {start} to {end} s")
-    rows = [max(1, len(timeline.lanes)) + 1.9 for timeline in timelines.values()]
+    rows = [max(1, len(t.lanes)) + (1.9 if t.requests else 1.0) for t in timelines.values()]
     titles = [" · ".join([f"<b>{name}</b>"] * bool(name) + shares(t) * (not window)) for name, t in timelines.items()]
     height = sum(34 * row for row in rows) + 52 * len(rows) + 90
     above = {"vertical_spacing": 0 if len(rows) == 1 else 46 / height, "subplot_titles": titles}
@@ -215,9 +215,12 @@ def _panel(timeline: Timeline, bars: Sequence[Bar], start: float, end: float) ->
 
 
 def _mark_rows(timeline: Timeline) -> tuple[float, float]:
-    """Heights of the hand-off and of the first-token row, below the last lane (lane i sits at -i)."""
+    """Heights of the hand-off and of the first-token row, below the last lane (lane i sits at -i).
+
+    Without requests there is nothing to mark: both are the last lane's lower edge.
+    """
     lowest = -max(0, len(timeline.lanes) - 1)
-    return lowest - 0.75, lowest - 1.25
+    return (lowest - 0.75, lowest - 1.25) if timeline.requests else (lowest - 0.2, lowest - 0.2)
 
 
 def _marks(name: str, symbol: str, events: Sequence[tuple[RequestRecord, float]], y: Sequence[float]) -> go.Scatter:

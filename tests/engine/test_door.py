@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
 import torch
+from conftest import MakeEngine
 from tiny_models import build, expected, prompts_of, tiny
 
 from splitwiser_lab import Engine, HardwareError, ModeError, RequestError, SplitwiserError
@@ -169,3 +171,25 @@ def test_after_close(no_process_left: None) -> None:
         with pytest.raises(SplitwiserError, match=r"closed.*Engine\.from_pretrained"):
             call()
     assert repr(engine) == "Engine(closed)"
+
+
+def test_a_closed_engine_says_so_when_asked_for_its_pool(make_engine: MakeEngine) -> None:
+    engine = make_engine()
+    engine.close()
+    with pytest.raises(SplitwiserError, match="closed"):
+        _ = engine.kv_use
+
+
+def test_a_timeline_of_the_last_part_of_a_run_keeps_the_clock_it_is_given(engine: Engine) -> None:
+    origin = time.perf_counter()
+    engine.generate(prompts_of(12), 6)
+    middle = time.perf_counter()
+    engine.set_mode("chunked")
+    request = engine.submit(prompts_of(12, seed=1)[0], max_new_tokens=6)
+    engine.run()
+    whole, last = engine.timeline(origin), engine.timeline(middle, [request], origin)
+    assert last.spans == tuple(span for span in whole.spans if span.end >= middle - origin)
+    assert {span.mode for span in last.spans} == {"chunked"}
+    assert last.requests[0].arrival > middle - origin
+    assert [change.mode for change in last.modes] == ["sequential", "chunked"]
+    assert last.modes[0].time == pytest.approx(middle - origin) and last.modes[1].time > middle - origin

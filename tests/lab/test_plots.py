@@ -64,6 +64,14 @@ def notes(figure: go.Figure) -> str:
     return " ".join(annotation.text for annotation in figure.layout.annotations)
 
 
+def test_gantt_leaves_no_room_for_marks_of_requests_that_are_not_there(processes: Timeline) -> None:
+    by_hand = Timeline(processes.spans, ())
+    with_marks, without = plots.gantt(processes), plots.gantt(by_hand)
+    assert list(without.layout.yaxis.ticktext) == ["prefill", "decode"]
+    assert list(without.layout.yaxis.range) == [-1.6, 0.6]  # half a row and a bit around the two lanes, at 0 and -1
+    assert without.layout.height < with_marks.layout.height
+
+
 @pytest.mark.parametrize("phase", ["prefill", "decode", "mixed"])
 def test_gantt_draws_each_span_as_a_bar_of_its_phase(processes: Timeline, phase: SpanPhase) -> None:
     (trace,) = traces(plots.gantt(processes), PHASE_LABELS[phase])
