@@ -17,12 +17,14 @@ if TYPE_CHECKING:
         LaneError,
         ModeError,
         ModelError,
+        RecordingError,
         RequestError,
         SplitwiserError,
         WorkloadError,
     )
     from splitwiser_lab.measure.compare import compare
     from splitwiser_lab.measure.doctor import doctor
+    from splitwiser_lab.measure.recording import Recording
     from splitwiser_lab.measure.workload import Workload
     from splitwiser_lab.metrics import Metrics
     from splitwiser_lab.timeline import Timeline
@@ -34,6 +36,7 @@ _HOMES = {
     "supported_modes": "engine.modes",
     "compare": "measure.compare",
     "doctor": "measure.doctor",
+    "Recording": "measure.recording",
     "Workload": "measure.workload",
     "Metrics": "metrics",
     "Timeline": "timeline",
@@ -42,6 +45,7 @@ _HOMES = {
     "LaneError": "errors",
     "ModeError": "errors",
     "ModelError": "errors",
+    "RecordingError": "errors",
     "RequestError": "errors",
     "SplitwiserError": "errors",
     "WorkloadError": "errors",
@@ -55,6 +59,8 @@ __all__ = [
     "Metrics",
     "ModeError",
     "ModelError",
+    "Recording",
+    "RecordingError",
     "RequestError",
     "SplitwiserError",
     "Timeline",

@@ -1,4 +1,4 @@
-"""The command line: `splitwiser-lab doctor | demo | compare | bench | lab`."""
+"""The command line: `splitwiser-lab doctor | demo | compare | bench | record | lab`."""
 
 from __future__ import annotations
 
@@ -32,7 +32,14 @@ Model = Annotated[str, typer.Option(help="Alias, local folder, or Hub id.")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
 Repeats = Annotated[int, typer.Option(help="Interleaved rounds.")]
-Modes = Annotated[str, typer.Option(help="Comma-separated; empty: all that run here.")]
+Modes = Annotated[str, typer.Option(help="Comma-separated, options after colons; empty: all that run here.")]
+Kind = Annotated[str, typer.Option(help="closed, poisson, conv, code, paper-hf, paper-vllm, or a CSV.")]
+Requests = Annotated[int, typer.Option(help="How many.")]
+Rate = Annotated[float, typer.Option(help="Requests per second, for those with arrivals.")]
+PromptTokens = Annotated[int, typer.Option(help="Prompt length (closed, poisson).")]
+OutputTokens = Annotated[int, typer.Option(help="Output length (closed, poisson).")]
+Scale = Annotated[float, typer.Option(help="Multiply the lengths of a trace, so that small machines can run it.")]
+KvTokens = Annotated[int | None, typer.Option(help="Capacity of the KV pool; none: from free memory.")]
 
 
 @app.command()
@@ -43,7 +50,7 @@ def doctor(device: Device = "auto", json_file: Json = None) -> None:
     found = look(device)
     console.print(str(found), markup=False, highlight=False)
     if json_file:
-        json_file.write_text(found.to_json() + "\n", encoding="utf-8")
+        found.to_json(json_file)
 
 
 @app.command()
@@ -85,19 +92,15 @@ def demo(
 def compare(
     model: Model = "smollm2-135m",
     modes: Modes = "",
-    workload: Annotated[
-        str, typer.Option(help="closed, poisson, conv, code, paper-hf, paper-vllm, or a CSV.")
-    ] = "closed",
-    requests: Annotated[int, typer.Option(help="How many.")] = 8,
-    rate: Annotated[float, typer.Option(help="Requests per second, for those with arrivals.")] = 2.0,
-    prompt_tokens: Annotated[int, typer.Option(help="Prompt length (closed, poisson).")] = 128,
-    output_tokens: Annotated[int, typer.Option(help="Output length (closed, poisson).")] = 32,
-    scale: Annotated[
-        float, typer.Option(help="Multiply the lengths of a trace, so that small machines can run it.")
-    ] = 1.0,
+    workload: Kind = "closed",
+    requests: Requests = 8,
+    rate: Rate = 2.0,
+    prompt_tokens: PromptTokens = 128,
+    output_tokens: OutputTokens = 32,
+    scale: Scale = 1.0,
     device: Device = "auto",
     dtype: Dtype = "auto",
-    kv_tokens: Annotated[int | None, typer.Option(help="Capacity of the KV pool; none: from free memory.")] = None,
+    kv_tokens: KvTokens = None,
     repeats: Repeats = 3,
     json_file: Json = None,
 ) -> None:
@@ -129,6 +132,35 @@ def bench(
         found.to_json(json_file)
     _show(found.comparison, None)
     _judge(found.comparison)
+
+
+@app.command()
+def record(
+    out: Annotated[Path, typer.Option(help="The folder the recordings go to.")],
+    model: Model = "smollm2-135m",
+    modes: Modes = "",
+    workload: Kind = "poisson",
+    requests: Requests = 12,
+    rate: Rate = 2.0,
+    prompt_tokens: PromptTokens = 192,
+    output_tokens: OutputTokens = 32,
+    scale: Scale = 1.0,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    kv_tokens: KvTokens = None,
+    repeats: Repeats = 3,
+) -> None:
+    """Record one run of each mode on the same work, for the lab to replay: one file each."""
+    from splitwiser_lab.measure.record import file_name
+    from splitwiser_lab.measure.record import record as run
+
+    work = _workload(workload, requests, rate, prompt_tokens, output_tokens, scale)
+    load = {"device": device, "dtype": dtype, "kv_tokens": kv_tokens}
+    with _progress() as tell:
+        made = run(model, work, _named(modes), repeats=repeats, report=tell, **load)
+    for recording in made:
+        path = recording.save(out / file_name(recording))
+        console.print(f"{path} ({path.stat().st_size / 1e3:.0f} kB): {recording.label}", markup=False, highlight=False)
 
 
 @app.command()
@@ -171,12 +203,15 @@ def _workload(kind: str, requests: int, rate: float, prompt: int, output: int, s
     return Workload.from_csv(kind, requests=requests).scaled(scale)
 
 
+def _named(modes: str) -> list[str] | None:
+    return [mode.strip() for mode in modes.split(",") if mode.strip()] or None
+
+
 def _compare(model: str, workload: Workload, modes: str, repeats: int, **load: Any) -> Comparison:
     from splitwiser_lab.measure.compare import compare as run
 
-    named = [mode.strip() for mode in modes.split(",") if mode.strip()] or None
     with _progress() as report:
-        return run(model, workload, named, repeats=repeats, report=report, **load)
+        return run(model, workload, _named(modes), repeats=repeats, report=report, **load)
 
 
 def _show(found: Comparison, json_file: Path | None) -> None:

@@ -29,6 +29,10 @@ class WorkloadError(SplitwiserError, ValueError):
     """A workload or trace file that cannot be read or makes no sense."""
 
 
+class RecordingError(SplitwiserError, ValueError):
+    """A recorded run that cannot be read, is damaged, or is of a format that this version does not know."""
+
+
 class LaneError(SplitwiserError, RuntimeError):
     """A lane failed: its process died, or a batch raised an exception in it."""
 

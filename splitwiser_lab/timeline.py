@@ -94,21 +94,32 @@ class Timeline:
         """Names of the lanes that ran something, in order of first use."""
         return tuple(dict.fromkeys(span.lane for span in sorted(self.spans, key=lambda s: s.start)))
 
-    def to_json(self) -> str:
-        """Give the whole timeline as JSON text."""
-        return json.dumps(asdict(self))
+    def to_dict(self) -> dict[str, Any]:
+        """The whole timeline as plain lists and dictionaries, ready for JSON."""
+        return asdict(self)
 
     @classmethod
-    def from_json(cls, text: str) -> Timeline:
-        """Read back what `to_json` wrote. Raises ValueError when the text is not a timeline."""
+    def from_dict(cls, raw: Any) -> Timeline:
+        """Read back what `to_dict` gave. Raises ValueError when it is not a timeline."""
         try:
-            raw = json.loads(text)
             return cls(
                 spans=tuple(Span(**s) for s in raw["spans"]),
                 requests=tuple(RequestRecord(**{**r, "token_times": tuple(r["token_times"])}) for r in raw["requests"]),
                 modes=tuple(ModeChange(**m) for m in raw["modes"]),
             )
-        except (KeyError, TypeError, json.JSONDecodeError) as error:
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"this is not a timeline written by Timeline.to_json: {error!r}") from error
+
+    def to_json(self) -> str:
+        """Give the whole timeline as JSON text."""
+        return json.dumps(self.to_dict())
+
+    @classmethod
+    def from_json(cls, text: str) -> Timeline:
+        """Read back what `to_json` wrote. Raises ValueError when the text is not a timeline."""
+        try:
+            return cls.from_dict(json.loads(text))
+        except json.JSONDecodeError as error:
             raise ValueError(f"this is not a timeline written by Timeline.to_json: {error!r}") from error
 
     def save(self, path: str | Path) -> None:

@@ -6,20 +6,19 @@ little between machines, so what counts is the ratio to a peer that ran a moment
 
 from __future__ import annotations
 
-import json
 import random
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from splitwiser_lab.engine.engine import Engine
 from splitwiser_lab.engine.modes import supported_modes
 from splitwiser_lab.measure.compare import Comparison, compare, with_range
+from splitwiser_lab.measure.document import Document
 from splitwiser_lab.measure.overlap import measure_overlap
 from splitwiser_lab.measure.peers import Peer, find_peers
 from splitwiser_lab.measure.provenance import provenance
@@ -65,7 +64,7 @@ class Figure:
 
 
 @dataclass(frozen=True)
-class Bench:
+class Bench(Document):
     """All figures, the comparison of the modes, and who was missing."""
 
     figures: list[Figure]
@@ -84,13 +83,6 @@ class Bench:
             "peer_tokens": self.tokens,
             **self.origin,
         }
-
-    def to_json(self, path: str | Path | None = None) -> str:
-        """The bench as JSON text, also written to `path` if one is given."""
-        text = json.dumps(self.to_dict(), indent=1)
-        if path is not None:
-            Path(path).write_text(text + "\n", encoding="utf-8")
-        return text
 
     def table(self) -> Table:
         """One row per figure and peer."""

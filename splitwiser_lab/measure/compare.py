@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from splitwiser_lab.engine.engine import Engine
-from splitwiser_lab.engine.modes import find_mode, supported_modes
+from splitwiser_lab.engine.modes import supported_modes
 from splitwiser_lab.engine.result import Result
 from splitwiser_lab.errors import ModeError, RequestError
+from splitwiser_lab.measure.document import Document
+from splitwiser_lab.measure.mode_spec import ModeSpec
 from splitwiser_lab.measure.overlap import Overlap, measure_overlap
 from splitwiser_lab.measure.provenance import provenance
 from splitwiser_lab.measure.reference import Reference, TokenCheck
@@ -80,7 +80,7 @@ class ModeRuns:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Comparison(Document):
     """What `compare` found. Print it, or write it with `to_json`."""
 
     runs: list[ModeRuns]
@@ -108,13 +108,6 @@ class Comparison:
             "runs": [run.figures() for run in self.runs],
             **self.origin,
         }
-
-    def to_json(self, path: str | Path | None = None) -> str:
-        """The comparison as JSON text, also written to `path` if one is given."""
-        text = json.dumps(self.to_dict(), indent=1)
-        if path is not None:
-            Path(path).write_text(text + "\n", encoding="utf-8")
-        return text
 
     def rows(self) -> list[dict[str, Any]]:
         """The table: one row per mode, medians with the range over the repeats in brackets."""
@@ -173,6 +166,7 @@ def compare(
 ) -> Comparison:
     """Run `workload` in each of `modes` (None: all that run here) and compare times and tokens.
 
+    A mode may carry options: `"chunked:chunk_tokens=256"`.
     `model` is an Engine, or whatever `Engine.from_pretrained` takes (`load` goes there too). Each round
     runs every mode once, after a warm-up of each. The reference is transformers' `generate` on the same
     weights (`reference`: a model to use for it). `report` is told what happens next. Raises ModeError
@@ -189,8 +183,9 @@ def compare(
         chosen = list(modes) if modes is not None else available
         if not chosen:
             raise ModeError(f"no modes to compare: name some of {', '.join(available)}.")
-        for mode in chosen:
-            find_mode(mode, engine.device)
+        specs = {mode: ModeSpec.parse(mode) for mode in chosen}
+        for spec in specs.values():
+            spec.check(engine.device)
         before = engine.mode
         report("asking transformers for the reference's tokens")
         judge = Reference(reference or (engine.model.reference() if not own or isinstance(model, str) else model))
@@ -198,12 +193,12 @@ def compare(
         runs = {mode: ModeRuns(mode, [], []) for mode in chosen}
         for mode in chosen:
             report(f"warming up {mode}")
-            engine.set_mode(mode)
+            specs[mode].set(engine)
             engine.serve(workload.head(_WARM_UP_REQUESTS))
         for number in range(repeats):
             for mode in chosen:
                 report(f"round {number + 1} of {repeats}: {mode}")
-                engine.set_mode(mode)
+                specs[mode].set(engine)
                 result = engine.serve(workload)
                 runs[mode].results.append(result)
                 checks = [judge.check(r.prompt, r.output, e) for r, e in zip(result.requests, expected, strict=True)]

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from typing import Any
 
 from splitwiser_lab.engine.modes import supported_modes
 from splitwiser_lab.hardware import Choice, Hardware, ModeSupport, choose_device, choose_dtype, describe
+from splitwiser_lab.measure.document import Document
 from splitwiser_lab.measure.provenance import versions
 from splitwiser_lab.model.fetch import ALIASES, cache_dir
 from splitwiser_lab.model.linear import cpu_kernel
 
 
 @dataclass(frozen=True)
-class Diagnosis:
+class Diagnosis(Document):
     """Facts and choices with their reasons. Prints as tables."""
 
     hardware: Hardware
@@ -34,10 +34,6 @@ class Diagnosis:
             "models": self.models,
             "versions": self.versions,
         }
-
-    def to_json(self) -> str:
-        """The same as JSON text."""
-        return json.dumps(self.to_dict(), indent=1)
 
     def _choices(self) -> dict[str, Choice]:
         return {"device": self.device, "dtype": self.dtype, "linear kernel": self.linear}

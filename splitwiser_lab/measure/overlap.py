@@ -17,6 +17,7 @@ from typing import Literal
 
 from splitwiser_lab.engine.engine import Engine
 from splitwiser_lab.engine.request import Request
+from splitwiser_lab.measure.mode_spec import ModeSpec
 from splitwiser_lab.metrics import rate
 
 Load = Literal["prefill", "decode", "both"]
@@ -64,7 +65,7 @@ def measure_overlap(
         engine.set_mode("sequential")
         alone = [_run(engine, load, shape, seconds if number else 0.3) for load in ("prefill", "decode")]
         for mode in modes:
-            engine.set_mode(mode)
+            ModeSpec.parse(mode).set(engine)
             together = _run(engine, "both", shape, seconds if number else 0.3)
             if number:  # round 0 warms up
                 found[mode].append(Overlap(mode, alone[0][0], alone[1][1], *together))

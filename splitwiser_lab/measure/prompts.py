@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 from splitwiser_lab.errors import WorkloadError
-
-# A source checkout has data/ beside the package, an installed wheel has it inside.
-_PLACES = (Path(__file__).parents[2] / "data", Path(__file__).parents[1] / "_data")
+from splitwiser_lab.measure import shipped
 
 
 def load_prompts(kind: str | None = None) -> list[str]:
@@ -17,9 +14,9 @@ def load_prompts(kind: str | None = None) -> list[str]:
     Kinds: conversation, code, summarisation, radiology (whose findings are invented: no patient). Raises
     WorkloadError for an unknown kind, and when the file is missing or damaged.
     """
-    path = next((place / "prompts.json" for place in _PLACES if (place / "prompts.json").is_file()), None)
+    path = shipped.find("prompts.json")
     if path is None:
-        looked = " and ".join(str(place) for place in _PLACES)
+        looked = " and ".join(str(place) for place in shipped.PLACES)
         raise WorkloadError(f"prompts.json is missing (looked in {looked}): reinstall the package, or restore the file")
     try:
         prompts = [(str(prompt["kind"]), str(prompt["text"])) for prompt in json.loads(path.read_text("utf-8"))]

@@ -29,6 +29,7 @@ class LoadedModel:
     weights: Weights
     tokenizer: PreTrainedTokenizerBase | None
     folder: Path | None
+    random_weights: bool = False  # of the right shape, but never trained: good for times, not for texts
 
     @property
     def config(self) -> ModelConfig:
