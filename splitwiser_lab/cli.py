@@ -1,4 +1,4 @@
-"""The command line: `splitwiser-lab doctor | demo | compare | bench | record | lab`."""
+"""The command line: `splitwiser-lab doctor | demo | compare | bench | record | trace | lab`."""
 
 from __future__ import annotations
 
@@ -161,6 +161,20 @@ def record(
     for recording in made:
         path = recording.save(out / file_name(recording))
         console.print(f"{path} ({path.stat().st_size / 1e3:.0f} kB): {recording.label}", markup=False, highlight=False)
+
+
+@app.command()
+def trace(
+    recording: Annotated[Path, typer.Argument(help="A file that `record` or `bench --record` wrote.")],
+    out: Annotated[Path, typer.Option(help="Where it goes; .json, or .json.gz to have it small.")],
+) -> None:
+    """Turn a recording into a Chrome trace, to look at in Perfetto."""
+    from splitwiser_lab.measure.chrome_trace import save_chrome_trace
+    from splitwiser_lab.measure.recording import Recording
+
+    found = Recording.load(recording)
+    written = save_chrome_trace(found.timeline, out, found.samples)
+    console.print(f"{written}: open it at https://ui.perfetto.dev (the file stays on your machine)", highlight=False)
 
 
 @app.command()

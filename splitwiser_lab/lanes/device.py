@@ -13,6 +13,7 @@ import torch
 
 from splitwiser_lab.errors import LaneError
 from splitwiser_lab.lanes.base import spread
+from splitwiser_lab.lanes.ranges import batch_range
 from splitwiser_lab.model.batch import Batch, BatchResult
 from splitwiser_lab.model.transformer import Transformer
 
@@ -38,7 +39,7 @@ class DeviceLane:
         try:
             self.start()
             assert self._clock is not None
-            with torch.cuda.stream(self.stream):
+            with torch.cuda.stream(self.stream), batch_range(self.name, batch):
                 return DeviceTicket(self.name, self._transformer, batch, self._clock)
         except Exception as error:
             raise LaneError(f"lane {self.name!r}: a batch failed: {error}") from error
