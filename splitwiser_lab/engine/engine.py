@@ -47,6 +47,7 @@ class Engine:
         self.model, self.pool, self.seed = model, pool, seed
         self.config, self.tokenizer = model.config, model.tokenizer
         self.device, self.dtype = model.weights.device, model.weights.dtype
+        model.weights.pack()
         self._transformer = Transformer(model.weights, pool)
         self._intake = Intake(self.config, self.tokenizer, pool.tokens)
         self._lanes: dict[tuple[str, str], Lane] = {}

@@ -34,6 +34,7 @@ class WorkerSetup:
     config: ModelConfig
     dtype: str
     weights_fd: int
+    packed: bool
     pool_fd: int
     pages: int
     page_size: int
@@ -75,7 +76,7 @@ class ProcessLane:
                 raise LaneError(f"lane {self.name!r}: its process could not be started: {error}") from error
         self._connection = Connection(ours.detach())
         config, dtype = self._transformer.config, str(weights.dtype).removeprefix("torch.")
-        setup = WorkerSetup(config, dtype, fds[1], fds[2], pool.pages, pool.page_size)
+        setup = WorkerSetup(config, dtype, fds[1], weights.packed, fds[2], pool.pages, pool.page_size)
         with contextlib.suppress(OSError):  # a worker that died already is reported by `start`
             self._connection.send(setup)
 

@@ -29,7 +29,7 @@ def _serve(connection: Connection, setup: WorkerSetup) -> None:
     from splitwiser_lab.model.weights import Weights
 
     dtype = getattr(torch, setup.dtype)
-    weights = Weights(setup.config, dtype, "cpu", buffer_fd=setup.weights_fd)
+    weights = Weights(setup.config, dtype, "cpu", setup.weights_fd, setup.packed)
     pool = KVPool(setup.config, dtype, "cpu", setup.pages, setup.page_size, buffer_fd=setup.pool_fd)
     transformer = Transformer(weights, pool)
     connection.send(None)  # ready

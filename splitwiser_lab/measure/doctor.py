@@ -10,7 +10,7 @@ from splitwiser_lab.hardware import Choice, Hardware, ModeSupport, choose_device
 from splitwiser_lab.measure.document import Document
 from splitwiser_lab.measure.provenance import versions
 from splitwiser_lab.model.fetch import ALIASES, cache_dir
-from splitwiser_lab.model.linear import cpu_kernel
+from splitwiser_lab.model.packed import packing
 
 
 @dataclass(frozen=True)
@@ -72,9 +72,7 @@ def doctor(device: str = "auto") -> Diagnosis:
         hardware=describe(where.value),
         device=where,
         dtype=choose_dtype(where.value),
-        linear=cpu_kernel()
-        if on_cpu
-        else Choice("default", "F.linear: on a GPU the library's kernel is the right one"),
+        linear=packing() if on_cpu else Choice("default", "F.linear: on a GPU the library's kernel is the right one"),
         modes=supported_modes(where.value),
         models={name: _model_state(name) for name in ALIASES},
         versions=versions(),

@@ -7,6 +7,7 @@ that every faster backend must equal.
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ import torch
 import torch.nn.functional as F
 
 from splitwiser_lab.model.batch import Batch
+
+_BLOCK = 128  # queries
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,39 +35,58 @@ class AttentionInput:
     """Where each token of a packed batch lies. T tokens, the first B of them one decode token each."""
 
     slots: torch.Tensor  # [T] page * page_size + row: where keys and values of the token go
-    decode_tables: torch.Tensor  # [B, pages of the longest] padded with page 0
-    decode_mask: torch.Tensor  # [B, 1, 1, pages of the longest * page_size] True where the token exists
+    begun: torch.Tensor | None  # pages of which this batch writes the first row but not all
+    decode_tables: torch.Tensor  # [B, pages of the longest] padded with the sequence's own last page
+    decode_mask: torch.Tensor  # [B, 1, 1, pages of the longest * page_size] 0 where the token exists, else -inf
     prefill: list[PrefillSpan]
 
     @classmethod
-    def of(cls, batch: Batch, page_size: int, device: str) -> AttentionInput:
+    def of(cls, batch: Batch, page_size: int, device: str, dtype: torch.dtype) -> AttentionInput:
+        """Read it off a batch."""
         slots: list[int] = []
+        begun: list[int] = []
         for sequence in batch.sequences:
-            table = sequence.block_table
-            positions = range(sequence.start, sequence.context)
-            slots += [table[p // page_size] * page_size + p % page_size for p in positions]
+            table, start, end = sequence.block_table, sequence.start, sequence.context
+            slots += [table[p // page_size] * page_size + p % page_size for p in range(start, end)]
+            last = (end - 1) // page_size
+            if start <= last * page_size and end % page_size:
+                begun.append(table[last])
         used = [s.block_table[: -(-s.context // page_size)] for s in batch.decode]
         longest = max(map(len, used), default=0)
-        tables = torch.tensor([t + [0] * (longest - len(t)) for t in used], dtype=torch.int64).view(len(used), longest)
+        padded = [pages + pages[-1:] * (longest - len(pages)) for pages in used]
+        tables = torch.tensor(padded, dtype=torch.int64).view(len(used), longest)
         contexts = torch.tensor([s.context for s in batch.decode], dtype=torch.int64)
-        mask = torch.arange(longest * page_size) < contexts[:, None]  # [B, S]
+        beyond = torch.arange(longest * page_size) >= contexts[:, None]  # [B, S]
+        mask = torch.zeros(beyond.shape, dtype=dtype).masked_fill_(beyond, -torch.inf)
         prefill, row = [], len(batch.decode)
         for s in batch.prefill:
             pages = torch.tensor(s.block_table[: -(-s.context // page_size)], device=device)
             prefill.append(PrefillSpan(slice(row, row + len(s.tokens)), s.start, s.context, pages))
             row += len(s.tokens)
-        return cls(torch.tensor(slots, device=device), tables.to(device), mask[:, None, None].to(device), prefill)
+        return cls(
+            torch.tensor(slots, device=device),
+            torch.tensor(begun, device=device) if begun else None,
+            tables.to(device),
+            mask[:, None, None].to(device),
+            prefill,
+        )
 
 
 Backend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, AttentionInput], torch.Tensor]
 
 
 def store(
-    keys: torch.Tensor, values: torch.Tensor, pool: tuple[torch.Tensor, torch.Tensor], slots: torch.Tensor
+    keys: torch.Tensor, values: torch.Tensor, pool: tuple[torch.Tensor, torch.Tensor], where: AttentionInput
 ) -> None:
-    """Write `keys` and `values` [T, H_kv, D] to their places in a layer's pages [P, page_size, H_kv, D]."""
+    """Write `keys` and `values` [T, H_kv, D] to their places in a layer's pages [P, page_size, H_kv, D].
+
+    A page is emptied when its first row is written: attention gives the rows beyond the context no weight,
+    but an infinity that a former owner left there would still make a NaN.
+    """
     for new, pages in zip((keys, values), pool, strict=True):
-        pages.view(-1, *new.shape[1:]).index_copy_(0, slots, new)
+        if where.begun is not None:
+            pages.index_fill_(0, where.begun, 0.0)
+        pages.view(-1, *new.shape[1:]).index_copy_(0, where.slots, new)
 
 
 def sdpa(q: torch.Tensor, key_pages: torch.Tensor, value_pages: torch.Tensor, where: AttentionInput) -> torch.Tensor:
@@ -84,6 +106,9 @@ def sdpa(q: torch.Tensor, key_pages: torch.Tensor, value_pages: torch.Tensor, wh
         out[:batch] = attended.reshape(batch, *q.shape[1:])
     for span in where.prefill:
         k, v = (_gather(p, span.pages, i)[: span.context] for i, p in enumerate((key_pages, value_pages)))
+        if q.device.type == "cpu":
+            _causal_in_blocks(q[span.rows], k, v, span.start, out[span.rows])
+            continue
         k, v = (t.transpose(0, 1)[None] for t in (k, v))  # [1, H_kv, S, D]
         queries = q[span.rows].transpose(0, 1)[None]  # [1, H, n, D]
         first = span.start == 0
@@ -97,6 +122,35 @@ def sdpa(q: torch.Tensor, key_pages: torch.Tensor, value_pages: torch.Tensor, wh
 def _causal_from(start: int, context: int, device: torch.device) -> torch.Tensor:
     """Mask [context - start, context]: the token at position start + i sees all up to itself."""
     return torch.ones(context - start, context, dtype=torch.bool, device=device).tril(start)
+
+
+def _causal_in_blocks(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, start: int, out: torch.Tensor) -> None:
+    """Queries `q` [n, H, D] at positions `start`, ... against `k` and `v` [start + n, H_kv, D], into `out` [n, H, D].
+
+    Block by block of queries, so that a CPU computes no more beyond the diagonal than a block's corner; the
+    query heads of a group are rows of one product, as in decode.
+    """
+    kv_heads, dim = k.shape[1:]
+    groups = q.shape[1] // kv_heads
+    for first in range(0, len(q), _BLOCK):
+        rows = min(_BLOCK, len(q) - first)
+        end = start + first + rows
+        block = q[first : first + rows].view(rows, kv_heads, groups, dim).permute(1, 2, 0, 3)  # [H_kv, G, rows, D]
+        keys, values = (t[:end].transpose(0, 1)[None] for t in (k, v))  # [1, H_kv, end, D]
+        room = 1 << (end - 1).bit_length()
+        mask = _triangle_after(room, groups, q.dtype)[:, :rows, room + rows - end : room + rows].flatten(0, 1)
+        folded = block.reshape(1, kv_heads, groups * rows, dim)
+        attended = F.scaled_dot_product_attention(folded, keys, values, attn_mask=mask)
+        attended = attended.view(kv_heads, groups, rows, dim).permute(2, 0, 1, 3)  # [rows, H_kv, G, D]
+        out[first : first + rows] = attended.reshape(rows, -1, dim)
+
+
+@functools.lru_cache(maxsize=8)
+def _triangle_after(room: int, groups: int, dtype: torch.dtype) -> torch.Tensor:
+    """Additive mask [groups, block, room + block]: `room` columns that all see, then the causal triangle."""
+    mask = torch.zeros(_BLOCK, room + _BLOCK, dtype=dtype)
+    mask[:, room:] = torch.full((_BLOCK, _BLOCK), -torch.inf, dtype=dtype).triu(1)
+    return mask.expand(groups, -1, -1).contiguous()
 
 
 class _Workspace(threading.local):

@@ -46,7 +46,7 @@ class Transformer:
     def logits(self, batch: Batch, rows: list[int]) -> torch.Tensor:
         """Logits [len(rows), vocabulary] in float32 after the tokens at `rows` of the packed batch."""
         device = self.weights.device
-        where = AttentionInput.of(batch, self.pool.page_size, device)
+        where = AttentionInput.of(batch, self.pool.page_size, device, self.weights.dtype)
         tokens = torch.tensor([t for s in batch.sequences for t in s.tokens], device=device)  # [T]
         positions = torch.tensor([p for s in batch.sequences for p in range(s.start, s.context)], device=device)
         hidden = F.embedding(tokens, self.weights["embed.weight"])  # [T, hidden]
@@ -66,22 +66,25 @@ class Transformer:
         c, name = self.config, f"layers.{i}"
         qkv = self._linear(self._norm(hidden, f"{name}.attention_norm"), f"{name}.qkv")
         qkv = qkv.view(-1, c.heads + 2 * c.kv_heads, c.head_dim)  # [T, H + 2 H_kv, D]
-        q, k, v = torch.split(qkv, [c.heads, c.kv_heads, c.kv_heads], dim=1)
+        qk, v = torch.split(qkv, [c.heads + c.kv_heads, c.kv_heads], dim=1)
         if c.qk_norm:
-            q, k = self._norm(q, f"{name}.query_norm"), self._norm(k, f"{name}.key_norm")
+            q, k = torch.split(qk, [c.heads, c.kv_heads], dim=1)
+            qk = torch.cat((self._norm(q, f"{name}.query_norm"), self._norm(k, f"{name}.key_norm")), dim=1)
         if rotation:
-            q, k = _rotate(q, *rotation), _rotate(k, *rotation)
+            qk = _rotate(qk, *rotation)
+        q, k = torch.split(qk, [c.heads, c.kv_heads], dim=1)
         pages = self.pool.layer(i)
-        store(k, v, pages, where.slots)
+        store(k, v, pages, where)
         attended = self._attend(q, *pages, where).reshape(-1, c.heads * c.head_dim)  # [T, H * D]
-        hidden = hidden + self._linear(attended, f"{name}.output")
-        return hidden + self._mlp(self._norm(hidden, f"{name}.mlp_norm"), name)
+        hidden += self._linear(attended, f"{name}.output")  # in place: fresh memory costs more than the sum
+        hidden += self._mlp(self._norm(hidden, f"{name}.mlp_norm"), name)
+        return hidden
 
     def _mlp(self, x: torch.Tensor, name: str) -> torch.Tensor:
         if self.config.is_opt:
             return self._linear(_ACTIVATIONS[self.config.activation](self._linear(x, f"{name}.up")), f"{name}.down")
         gate, up = self._linear(x, f"{name}.gate_up").chunk(2, dim=-1)  # [T, intermediate] each
-        return self._linear(F.silu(gate) * up, f"{name}.down")
+        return self._linear(F.silu(gate).mul_(up), f"{name}.down")
 
     def _linear(self, x: torch.Tensor, name: str) -> torch.Tensor:
         return linear(x, self.weights[f"{name}.weight"], self.weights.get(f"{name}.bias"))
@@ -90,19 +93,23 @@ class Transformer:
         weight, eps = self.weights[f"{name}.weight"], self.config.norm_eps
         if self.config.is_opt:
             return F.layer_norm(x, weight.shape, weight, self.weights[f"{name}.bias"], eps)
-        return F.rms_norm(x, weight.shape, weight, eps)
+        if x.device.type != "cpu":
+            return F.rms_norm(x, weight.shape, weight, eps)
+        # PyTorch has no kernel of its own for this on a CPU and composes six; these are four.
+        squares = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32).square_()
+        return (x * squares.div_(x.shape[-1]).add_(eps).rsqrt_().to(x.dtype)).mul_(weight)
 
     def _rotation(self, positions: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Cosine and sine of each position's angles, [T, 1, D] each; empty for learned positions."""
+        """Cosine and signed sine of each position's angles, [T, 1, D] each; empty for learned positions."""
         if not self.config.inv_freq:
             return ()
         angles = positions[:, None].float() * self._inv_freq  # [T, D / 2]
-        angles = torch.cat((angles, angles), dim=-1)[:, None]  # [T, 1, D]
         scale, dtype = self.config.rope_scale, self.weights.dtype
-        return (angles.cos() * scale).to(dtype), (angles.sin() * scale).to(dtype)
+        cos, sin = (angles.cos() * scale).to(dtype), (angles.sin() * scale).to(dtype)
+        return torch.cat((cos, cos), dim=-1)[:, None], torch.cat((-sin, sin), dim=-1)[:, None]
 
 
-def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+def _rotate(x: torch.Tensor, cos: torch.Tensor, signed_sin: torch.Tensor) -> torch.Tensor:
     """Rotary embedding (Su et al., arXiv 2104.09864) of `x` [T, heads, D], pairs half a head apart."""
     low, high = x.chunk(2, dim=-1)
-    return x * cos + torch.cat((-high, low), dim=-1) * sin
+    return torch.addcmul(x * cos, torch.cat((high, low), dim=-1), signed_sin)

@@ -12,16 +12,25 @@ import torch
 
 from splitwiser_lab.errors import ModelError
 from splitwiser_lab.model.config import ModelConfig
+from splitwiser_lab.model.packed import pack, packable, packing, view
 from splitwiser_lab.shared_memory import SharedBuffer
 
+_LOOKED_UP = ("embed.weight", "positions.weight")  # read row by row
 _ALIGN = 64  # bytes: a cache line, and more than any vector load asks for
 
 
 class Weights:
     """Named views, e.g. `weights["layers.0.qkv.weight"]`, into one buffer on one device."""
 
-    def __init__(self, config: ModelConfig, dtype: torch.dtype, device: str, buffer_fd: int | None = None) -> None:
-        """Allocate room for `config` on `device`, or map memory that another process allocated (CPU only)."""
+    def __init__(
+        self,
+        config: ModelConfig,
+        dtype: torch.dtype,
+        device: str,
+        buffer_fd: int | None = None,
+        packed: bool = False,
+    ) -> None:
+        """Allocate room for `config` on `device`, or map memory that another process filled and packed (CPU only)."""
         self.config, self.dtype, self.device = config, dtype, device
         shapes = {name: shape for name, (shape, _) in config.layout().items()}
         offsets, end = {}, 0
@@ -39,6 +48,10 @@ class Weights:
             name: flat[offsets[name] : offsets[name] + math.prod(shape) * dtype.itemsize].view(dtype).view(shape)
             for name, shape in shapes.items()
         }
+        self._plain = dict(self._tensors)  # the same memory; packed views do not keep it alive
+        self.packed = False
+        if packed:
+            self._pack(view)
 
     def __getitem__(self, name: str) -> torch.Tensor:
         return self._tensors[name]
@@ -46,6 +59,20 @@ class Weights:
     def get(self, name: str) -> torch.Tensor | None:
         """The tensor, or None where this family has none of that name (biases, query and key norms)."""
         return self._tensors.get(name)
+
+    def pack(self) -> None:
+        """Lay the matrices out as this CPU multiplies fastest; afterwards only `linear` can read them.
+
+        Does nothing on a GPU, where it was done already, or where `packing()` says why it cannot be.
+        """
+        if self.buffer is not None and not self.packed and packing().value == "packed":
+            self._pack(pack)
+
+    def _pack(self, lay_out: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        self.packed = True
+        for name, tensor in self._plain.items():
+            if tensor.dim() == 2 and name not in _LOOKED_UP and packable(tensor):
+                self._tensors[name] = lay_out(tensor)
 
     def fill(self, read: Callable[[str], torch.Tensor]) -> Weights:
         """Copy in the tensors that `read` gives for Hugging Face names. Raises ModelError when one does not fit."""

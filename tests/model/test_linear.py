@@ -8,14 +8,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from splitwiser_lab.model.linear import cpu_kernel, linear
+from splitwiser_lab.model.linear import linear
+from splitwiser_lab.model.packed import pack, packable, packing, view
 
 
 @pytest.fixture
 def fresh_choice() -> Iterator[None]:
-    cpu_kernel.cache_clear()
+    packing.cache_clear()
     yield
-    cpu_kernel.cache_clear()
+    packing.cache_clear()
 
 
 @pytest.mark.parametrize("biased", [True, False])
@@ -46,15 +47,46 @@ def test_rows_cut_out_of_a_larger_tensor(rows: int) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
-def test_other_dtypes_are_f_linear_to_the_bit(dtype: torch.dtype) -> None:
+def test_plain_weights_of_other_dtypes_are_f_linear_to_the_bit(dtype: torch.dtype) -> None:
     x, weight, bias = (torch.randn(shape).to(dtype) for shape in ((3, 16), (8, 16), (8,)))
     assert torch.equal(linear(x, weight, bias), F.linear(x, weight, bias))
 
 
+needs_packing = pytest.mark.skipif(packing().value != "packed", reason=packing().reason)
+
+
+@needs_packing
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("rows", [1, 2, 7, 8, 33, 512])
+def test_packed_weights_multiply_as_plain_ones(rows: int, dtype: torch.dtype) -> None:
+    x, weight, bias = (torch.randn(shape).to(dtype) for shape in ((rows, 96), (192, 96), (192,)))
+    wanted = F.linear(x.double(), weight.double(), bias.double())
+    packed = pack(weight)
+    tolerance = 1e-4 if dtype == torch.float32 else 0.1
+    torch.testing.assert_close(linear(x, packed, bias).double(), wanted, rtol=tolerance, atol=tolerance)
+
+
+@needs_packing
+def test_packed_memory_can_be_viewed_again() -> None:
+    """As another process does, which maps the memory and has never seen the matrix."""
+    x, weight = torch.randn(5, 64), torch.randn(128, 64)
+    packed = pack(weight)
+    assert torch.equal(linear(x, view(weight)), linear(x, packed))
+    weight.zero_()  # both read this memory and no other
+    assert linear(x, packed).abs().max() == 0
+
+
+@needs_packing
+def test_matrices_that_need_padding_are_not_packable() -> None:
+    assert packable(torch.zeros(128, 64))
+    assert not packable(torch.zeros(17, 33))
+    assert not packable(torch.zeros(128, 64, dtype=torch.float64))
+
+
 def test_a_pytorch_without_onednn_uses_f_linear(monkeypatch: pytest.MonkeyPatch, fresh_choice: None) -> None:
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
-    choice = cpu_kernel()
-    assert choice.value == "default"
+    choice = packing()
+    assert choice.value == "plain"
     assert "oneDNN" in choice.reason
     x, weight = torch.randn(6, 16), torch.randn(8, 16)
     assert torch.equal(linear(x, weight), F.linear(x, weight))
@@ -68,12 +100,12 @@ def test_a_kernel_that_computes_something_else_is_not_used(monkeypatch: pytest.M
 
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
     monkeypatch.setattr(torch.ops, "mkldnn", Wrong)
-    assert cpu_kernel().value == "default"
-    assert "something else" in cpu_kernel().reason
+    assert packing().value == "plain"
+    assert "something else" in packing().reason
 
 
 def test_a_kernel_that_is_gone_is_not_used(monkeypatch: pytest.MonkeyPatch, fresh_choice: None) -> None:
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
     monkeypatch.setattr(torch.ops, "mkldnn", object())
-    assert cpu_kernel().value == "default"
-    assert torch.__version__ in cpu_kernel().reason
+    assert packing().value == "plain"
+    assert torch.__version__ in packing().reason
