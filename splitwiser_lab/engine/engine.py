@@ -167,6 +167,8 @@ class Engine:
         at the end, with the finished part in its `result`, when some requests failed.
         """
         self._refuse_if_closed()
+        if not hasattr(prompts, "__len__"):
+            raise RequestError(f"prompts are a text, a list of token ids, or a list of either, not {prompts!r:.80}.")
         one = isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], int))
         many = cast(list[Prompt], [prompts] if one else list(prompts))
         if not many:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from numbers import Real
 
 import numpy as np
 
@@ -29,6 +30,9 @@ class Sampling:
 
     def __post_init__(self) -> None:
         """Raises RequestError for parameters that make no sense."""
+        for name in ("temperature", "top_p", "seed"):
+            if not isinstance(getattr(self, name), Real):
+                raise RequestError(f"{name}={getattr(self, name)!r}: give a number.")
         if not isinstance(self.max_new_tokens, int) or self.max_new_tokens < 1:
             raise RequestError(f"max_new_tokens={self.max_new_tokens!r}: ask for at least 1 new token.")
         if not 0 <= self.temperature < float("inf"):

@@ -149,8 +149,9 @@ def prefill_first(scheduler: Scheduler) -> Scheduled | None:
 def mixed(scheduler: Scheduler) -> Scheduled | None:
     """For one lane with mixed batches: every decode token, then chunks of prompts up to the token budget.
 
-    Chunked prefill as in Sarathi-Serve (Agrawal et al., arXiv 2403.02310).
+    Chunked prefill as in Sarathi-Serve (Agrawal et al., arXiv 2403.02310). A quarter of the budget is the
+    prompts' even where decode tokens use it up, or many requests decoding would keep others from starting.
     """
-    decode = scheduler.next_decode()
-    budget = max(scheduler.limits.chunk_tokens - len(decode), 0)
+    decode, budget = scheduler.next_decode(), scheduler.limits.chunk_tokens
+    budget = max(budget - len(decode), budget // 4, 1)
     return _batch(decode, scheduler.next_prefill(budget, chunked=True))

@@ -13,7 +13,7 @@ from splitwiser_lab.errors import ModelError
 
 ROPE_FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 FAMILIES = (*ROPE_FAMILIES, "opt")
-_ACTIVATIONS = {"opt": ("relu", "gelu")}
+_OPT_ACTIVATIONS = ("relu", "gelu")
 
 
 @dataclass(frozen=True)
@@ -152,7 +152,7 @@ class ModelConfig:
             }.items()
             if (value := getattr(config, name, wanted)) != wanted
         ]
-        if odd or config.activation_function not in _ACTIVATIONS["opt"]:
+        if odd or config.activation_function not in _OPT_ACTIVATIONS:
             raise ModelError(
                 f"this OPT variant ({', '.join(odd) or config.activation_function}) is not supported: OPT-350m and "
                 "Galactica differ from the other sizes. Use another OPT size or the Hugging Face pipeline."

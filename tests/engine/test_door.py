@@ -25,6 +25,7 @@ def still_works(engine: Engine) -> None:
     ("prompts", "sampling", "says"),
     [
         ([], {}, "no prompts given"),
+        (None, {}, "prompts are a text.*None"),
         ([[]], {}, "empty"),
         ([[1, 2], []], {}, "prompt 1: .*empty"),
         ([5] * 257, {"max_new_tokens": 1}, "257 prompt tokens and 1 new.*context.*256.*shorten"),
@@ -36,6 +37,7 @@ def still_works(engine: Engine) -> None:
         ([1], {"max_new_tokens": 0}, "max_new_tokens=0.*at least 1"),
         ([1], {"max_new_tokens": -1}, "max_new_tokens=-1"),
         ([1], {"max_new_tokens": 2.5}, "max_new_tokens=2.5"),
+        ([1], {"temperature": "hot"}, "temperature='hot'"),
         ([1], {"temperature": -0.1}, "temperature=-0.1"),
         ([1], {"temperature": float("nan")}, "temperature=nan"),
         ([1], {"temperature": float("inf")}, "temperature=inf"),

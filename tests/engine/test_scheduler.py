@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from splitwiser_lab.engine.pages import PageAllocator
@@ -92,15 +94,18 @@ def test_chunks_ask_for_a_token_only_at_the_end_of_the_prompt() -> None:
     assert asked == [False, False, True]
 
 
-def test_a_decode_batch_larger_than_the_budget_leaves_no_room_for_chunks() -> None:
-    scheduler = scheduler_of(chunk_tokens=2)
-    for number in range(2):
+def test_a_decode_batch_larger_than_the_budget_leaves_a_quarter_of_it_to_prompts() -> None:
+    scheduler = scheduler_of(chunk_tokens=8)
+    for number in range(8):
         scheduler.add(request(number, 1))
-        fold(mixed(scheduler))
-    scheduler.add(request(2, 5))
-    assert fold(mixed(scheduler)) == [(0, 1), (1, 1)]
-    scheduler.remove(scheduler.running[0])
-    assert fold(mixed(scheduler)) == [(1, 1), (2, 1)]
+    fold(mixed(scheduler))
+    scheduler.limits = replace(scheduler.limits, max_requests=16)
+    scheduler.add(request(8, 5))
+    everyone = [(number, 1) for number in range(8)]
+    assert fold(mixed(scheduler)) == [*everyone, (8, 2)]
+    assert fold(mixed(scheduler)) == [*everyone, (8, 2)]
+    assert fold(mixed(scheduler)) == [*everyone, (8, 1)]
+    assert fold(mixed(scheduler)) == [*everyone, (8, 1)], "now it decodes with the others"
 
 
 @pytest.mark.parametrize("policy", [prefill_only, decode_only, prefill_first, mixed])
