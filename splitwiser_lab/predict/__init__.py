@@ -1,0 +1,1 @@
+"""What arithmetic says before anything runs: the roofline of both phases, and the time of any batch."""
