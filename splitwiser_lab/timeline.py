@@ -23,7 +23,8 @@ class Span:
     """One batch on one lane, as the device (or the core) saw it.
 
     `sequences` counts the requests in the batch, `prefill_tokens` and `decode_tokens` the tokens that
-    went in. A `mixed` span holds both kinds.
+    went in. A `mixed` span holds both kinds. The last three say what the batch cost (None: not recorded):
+    tokens whose keys and values it read or wrote, pairs of a token and one it looked at, tokens it picked.
     """
 
     lane: str
@@ -34,6 +35,9 @@ class Span:
     decode_tokens: int
     sequences: int
     mode: str
+    context_tokens: int | None = None
+    attended_pairs: int | None = None
+    picked: int | None = None
 
     @property
     def seconds(self) -> float:

@@ -205,7 +205,8 @@ class Core:
             raise
         now, lane = time.perf_counter(), station.lane.name
         counts = (batch.prefill_tokens, len(batch.decode), len(requests))
-        self.spans.append(Span(lane, batch.phase, result.start, result.end, *counts, self.mode.mode))
+        cost = (batch.context_tokens, batch.attended_pairs, sum(token is not None for token in result.tokens))
+        self.spans.append(Span(lane, batch.phase, result.start, result.end, *counts, self.mode.mode, *cost))
         for number, (request, sequence, token) in enumerate(zip(requests, batch.sequences, result.tokens, strict=True)):
             request.computed, request.in_flight = sequence.context, False
             if token is not None:

@@ -79,11 +79,7 @@ def timeline_of(
     """
     zero = since if origin is None else origin
     recent = takewhile(lambda span: span.end >= since - _FOLDED_LATE_SECONDS, reversed(spans))
-    moved = [
-        Span(s.lane, s.phase, s.start - zero, s.end - zero, s.prefill_tokens, s.decode_tokens, s.sequences, s.mode)
-        for s in recent
-        if s.end >= since
-    ]
+    moved = [replace(s, start=s.start - zero, end=s.end - zero) for s in recent if s.end >= since]
     before = [change for change in modes if change.time <= since][-1:]
     changes = [*(replace(change, time=since) for change in before), *(c for c in modes if c.time > since)]
     moved_changes = tuple(replace(change, time=change.time - zero) for change in changes)

@@ -68,6 +68,17 @@ class Batch:
         """Tokens of prompts in the batch."""
         return sum(len(sequence.tokens) for sequence in self.prefill)
 
+    @property
+    def context_tokens(self) -> int:
+        """Tokens whose keys and values the batch reads or writes."""
+        return sum(sequence.context for sequence in self.sequences)
+
+    @property
+    def attended_pairs(self) -> int:
+        """Pairs of a token and one it looks at: each sees all before it, and itself."""
+        counts = ((len(sequence.tokens), sequence.start) for sequence in self.sequences)
+        return sum(new * start + new * (new + 1) // 2 for new, start in counts)
+
 
 @dataclass(frozen=True, slots=True)
 class BatchResult:
