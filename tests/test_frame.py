@@ -33,7 +33,7 @@ RANKS = {
     "cli": 6,
     "__main__": 6,
 }
-LEAVES = {"errors", "hardware", "metrics", "shared_memory", "timeline"}
+LEAVES = {"cuda_driver", "errors", "hardware", "metrics", "shared_memory", "timeline"}
 DRAWING = {"plotly", "ipywidgets", "anywidget"}
 # Imported where they happen to be: they come with Jupyter, with CUDA's torch, with Colab, or from the user.
 OPTIONAL = {"IPython", "cuda", "google", "triton", "vllm"}

@@ -68,6 +68,12 @@ class Core:
         return self.modes[-1]
 
     @property
+    def lanes(self) -> list[Lane]:
+        """The lanes that have batches now, and those that will after the switch that waits."""
+        switch = self._switch
+        return [station.lane for station in [*self._stations, *(switch.stations if switch else [])]]
+
+    @property
     def quiet(self) -> bool:
         """Whether there is nothing left to do."""
         return not self.scheduler.running and not self.scheduler.waiting and not self._commands

@@ -27,7 +27,8 @@ from splitwiser_lab.engine.scheduler import Limits
 from splitwiser_lab.errors import GenerationError, RequestError, SplitwiserError
 from splitwiser_lab.hardware import choose_device, choose_dtype
 from splitwiser_lab.lanes.base import Lane
-from splitwiser_lab.lanes.factory import LaneKind, build_lane, share_cores, start_all
+from splitwiser_lab.lanes.factory import LaneHouse, share_cores, start_all
+from splitwiser_lab.lanes.support import LaneKind
 from splitwiser_lab.model.kv_pool import KVPool, pages_for
 from splitwiser_lab.model.loading import LoadedModel, load
 from splitwiser_lab.model.transformer import Transformer
@@ -50,7 +51,7 @@ class Engine:
         model.weights.pack()
         self._transformer = Transformer(model.weights, pool)
         self._intake = Intake(self.config, self.tokenizer, pool.tokens)
-        self._lanes: dict[tuple[str, str], Lane] = {}
+        self._house = LaneHouse(self._transformer)
         self._lanes_lock = threading.Lock()
         self._default_limits = _LIMITS[torch.device(self.device).type]
         self._core = Core(PageAllocator(pool.pages, pool.page_size), self._default_limits, self._intake.ends)
@@ -75,7 +76,7 @@ class Engine:
         mode's, as in `set_mode`. Raises ModelError, HardwareError or ModeError.
         """
         where = choose_device(device).value
-        find_mode(mode, where).check(options)  # before anything is loaded
+        find_mode(mode, where).check(options, where)  # before anything is loaded
         kind = getattr(torch, choose_dtype(where, dtype).value)
         loaded = load(model, where, kind)
         size = PAGE_SIZE if page_size is None else page_size
@@ -107,11 +108,14 @@ class Engine:
         """
         self._refuse_if_closed()
         found = find_mode(mode, self.device)
-        found.check(options)
+        found.check(options, self.device)
         with self._lanes_lock:
-            stations = [Station(self._lane(kind, name), policy) for name, (kind, policy) in found.lanes.items()]
+            stations = [
+                Station(self._house.lane(kind, name, options), policy) for name, (kind, policy) in found.lanes.items()
+            ]
             lanes = [station.lane for station in stations]
             shares = share_cores(lanes, options.get("decode_cores"))
+            self._house.close_rivals(lanes, self._core.lanes)
             start_all(lanes)
         limits = self._default_limits
         limits = replace(
@@ -250,19 +254,21 @@ class Engine:
         """Token ids of a text; with `chat`, as one user turn in the model's chat template."""
         return self._intake.tokenize(prompt, chat)
 
-    def new_lane(self, kind: LaneKind, name: str) -> Lane:
-        """A lane of your own over this engine's weights and pool, to use by hand. Close it before the engine."""
+    def new_lane(self, kind: LaneKind, name: str, **options: Any) -> Lane:
+        """A lane of your own over this engine's weights and pool, to use by hand. Close it before the engine.
+
+        `options` are those of a mode with such lanes, e.g. `decode_sms`.
+        """
         self._refuse_if_closed()
-        return build_lane(kind, name, self._transformer)
+        return self._house.build(kind, name, options)
 
     def close(self) -> None:
         """End all lanes and give back all memory. Requests under way end as cancelled; calling it again is fine."""
         self._core.close()
         with self._lanes_lock:
-            for lane in self._lanes.values():
-                lane.close()
-            self._lanes.clear()
-        for held in ("model", "pool", "_transformer"):
+            if house := self.__dict__.get("_house"):
+                house.close()
+        for held in ("model", "pool", "_transformer", "_house"):
             self.__dict__.pop(held, None)
 
     def __enter__(self) -> Engine:
@@ -281,12 +287,6 @@ class Engine:
 
     def _result(self, requests: list[Request], origin: float) -> Result:
         return Result(requests, self.timeline(origin, requests), self.tokenizer)
-
-    def _lane(self, kind: LaneKind, name: str) -> Lane:
-        """The lane of that kind and name: made once, kept for the next time its mode is chosen."""
-        if (kind, name) not in self._lanes:
-            self._lanes[kind, name] = self.new_lane(kind, name)
-        return self._lanes[kind, name]
 
     def _refuse_if_closed(self) -> None:
         if self._core.closed:

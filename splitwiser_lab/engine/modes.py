@@ -11,7 +11,7 @@ from typing import Any
 from splitwiser_lab.engine.scheduler import Policy, decode_only, mixed, prefill_first, prefill_only
 from splitwiser_lab.errors import ModeError
 from splitwiser_lab.hardware import ModeSupport, choose_device
-from splitwiser_lab.lanes.factory import LaneKind, why_not
+from splitwiser_lab.lanes.support import LaneKind, check_options, why_not
 
 _COMMON = {"max_batch": "requests in the pool at once", "prefill_tokens": "tokens in one prefill batch"}
 
@@ -25,8 +25,8 @@ class Mode:
     lanes: dict[str, tuple[LaneKind, Policy]]
     options: dict[str, str] = field(default_factory=dict)
 
-    def check(self, options: dict[str, Any]) -> None:
-        """Raise ModeError unless all options are known here and are positive whole numbers."""
+    def check(self, options: dict[str, Any], device: str) -> None:
+        """Raise ModeError unless all options are known here, are positive whole numbers, and suit `device`."""
         known = {**_COMMON, **self.options}
         for name, value in options.items():
             if name not in known:
@@ -34,6 +34,7 @@ class Mode:
                 raise ModeError(f"mode {self.name!r} has no option {name!r}. It has {listed}.")
             if not isinstance(value, int) or value < 1:
                 raise ModeError(f"{name}={value!r} ({known[name]}): give a whole number of at least 1.")
+        check_options({name: kind for name, (kind, _) in self.lanes.items()}, device, options)
 
 
 _SPLIT = {"prefill": prefill_only, "decode": decode_only}
@@ -55,13 +56,23 @@ MODES = {
         ),
         Mode(
             "processes",
-            "two processes over the same weights and pool, each with its share of the cores",
+            "two processes over the same weights and pool: on a CPU each has its cores, on a GPU they take turns",
             _split("process"),
-            {"decode_cores": "CPU cores of the decode lane; prefill gets the rest"},
+            {"decode_cores": "cores of the decode lane on a CPU; prefill gets the rest"},
         ),
         Mode("streams", "two CUDA streams, decode at high priority", _split("stream")),
-        Mode("partitioned", "two green contexts with disjoint SMs", _split("partition")),
-        Mode("mps", "two processes under NVIDIA MPS, each with its share of the SMs", _split("mps")),
+        Mode(
+            "partitioned",
+            "two green contexts with disjoint SMs",
+            _split("partition"),
+            {"decode_sms": "SMs of the decode lane; prefill gets the rest"},
+        ),
+        Mode(
+            "mps",
+            "two processes under NVIDIA MPS, each with its share of the SMs",
+            _split("mps"),
+            {"prefill_share": "percent of the SMs for prefill", "decode_share": "percent of the SMs for decode"},
+        ),
         Mode("auto", "whichever of the others is predicted to pay", _split("auto")),
     )
 }
@@ -70,19 +81,20 @@ MODES = {
 def supported_modes(device: str = "auto") -> list[ModeSupport]:
     """Each mode with whether it runs on `device` here, and why or why not."""
     where = choose_device(device).value
-    found = []
-    for mode in MODES.values():
-        reasons = [reason for kind, _ in mode.lanes.values() if (reason := why_not(kind, where))]
-        found.append(ModeSupport(mode.name, not reasons, reasons[0] if reasons else mode.summary))
-    return found
+    return [_support(mode, where) for mode in MODES.values()]
+
+
+def _support(mode: Mode, device: str) -> ModeSupport:
+    reasons = [reason for kind, _ in mode.lanes.values() if (reason := why_not(kind, device))]
+    return ModeSupport(mode.name, not reasons, reasons[0] if reasons else mode.summary)
 
 
 def find_mode(name: str, device: str) -> Mode:
     """The mode of that name. Raises ModeError when there is none, or when it cannot run here, with the reason."""
-    support = {mode.mode: mode for mode in supported_modes(device)}
-    if name not in support:
-        raise ModeError(f"unknown mode {name!r}: choose one of {', '.join(support)}.")
-    if not support[name].available:
-        runs = ", ".join(mode.mode for mode in support.values() if mode.available)
-        raise ModeError(f"mode {name!r} cannot run on {device} here: {support[name].reason}. These can: {runs}.")
+    if name not in MODES:
+        raise ModeError(f"unknown mode {name!r}: choose one of {', '.join(MODES)}.")
+    support = _support(MODES[name], device)  # of this one alone: to try them all takes seconds on a GPU
+    if not support.available:
+        runs = ", ".join(mode.mode for mode in supported_modes(device) if mode.available)
+        raise ModeError(f"mode {name!r} cannot run on {device} here: {support.reason}. These can: {runs}.")
     return MODES[name]

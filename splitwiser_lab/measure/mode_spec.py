@@ -37,7 +37,7 @@ class ModeSpec:
 
     def check(self, device: str) -> None:
         """Raise ModeError when the mode does not run on `device` here or has no such option."""
-        find_mode(self.mode, device).check(self.options)
+        find_mode(self.mode, device).check(self.options, device)
 
     def set(self, engine: Engine) -> None:
         """Make it the mode of `engine`."""

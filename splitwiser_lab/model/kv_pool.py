@@ -10,7 +10,7 @@ import torch
 from splitwiser_lab.errors import HardwareError
 from splitwiser_lab.hardware import free_memory_bytes
 from splitwiser_lab.model.config import ModelConfig
-from splitwiser_lab.shared_memory import SharedBuffer
+from splitwiser_lab.shared_memory import Handle, allocate, attach
 
 _SHARE_OF_FREE_MEMORY = {"cpu": 0.2, "cuda": 0.7}
 _DEFAULT_CONTEXTS = 8  # on a CPU, room for so many requests of full length is plenty
@@ -29,21 +29,17 @@ class KVPool:
         device: str,
         pages: int,
         page_size: int,
-        buffer_fd: int | None = None,
+        handle: Handle | None = None,
     ) -> None:
-        """Allocate the pool, or map memory that another process allocated (CPU only).
+        """Allocate the pool, or map the memory that another process exported as `handle`.
 
-        Raises HardwareError when memory is short.
+        Raises HardwareError when memory is short, or cannot be mapped.
         """
         self.pages, self.page_size, self.dtype, self.device = pages, page_size, dtype, device
         shape = (config.layers, 2, pages, page_size, config.kv_heads, config.head_dim)
         self.nbytes = pages * page_size * config.kv_bytes_per_token(dtype.itemsize)
-        self.buffer: SharedBuffer | None = None
-        if torch.device(device).type == "cpu":
-            self.buffer = SharedBuffer(self.nbytes, buffer_fd)
-            self.data = self.buffer.tensor(dtype, shape)
-        else:
-            self.data = torch.zeros(shape, dtype=dtype, device=device)
+        self.buffer = allocate(self.nbytes, device) if handle is None else attach(handle, self.nbytes, device)
+        self.data = self.buffer.tensor(dtype, shape)
 
     @property
     def tokens(self) -> int:

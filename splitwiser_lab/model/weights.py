@@ -13,7 +13,7 @@ import torch
 from splitwiser_lab.errors import ModelError
 from splitwiser_lab.model.config import ModelConfig
 from splitwiser_lab.model.packed import pack, packable, packing, view
-from splitwiser_lab.shared_memory import SharedBuffer
+from splitwiser_lab.shared_memory import Handle, allocate, attach
 
 _LOOKED_UP = ("embed.weight", "positions.weight")  # read row by row
 _ALIGN = 64  # bytes: a cache line, and more than any vector load asks for
@@ -27,10 +27,13 @@ class Weights:
         config: ModelConfig,
         dtype: torch.dtype,
         device: str,
-        buffer_fd: int | None = None,
+        handle: Handle | None = None,
         packed: bool = False,
     ) -> None:
-        """Allocate room for `config` on `device`, or map memory that another process filled and packed (CPU only)."""
+        """Allocate room for `config` on `device`, or map what another process filled, packed, and exported as `handle`.
+
+        Raises HardwareError when memory is short, or cannot be mapped.
+        """
         self.config, self.dtype, self.device = config, dtype, device
         shapes = {name: shape for name, (shape, _) in config.layout().items()}
         offsets, end = {}, 0
@@ -38,16 +41,8 @@ class Weights:
             offsets[name] = end
             end += -(-math.prod(shape) * dtype.itemsize // _ALIGN) * _ALIGN
         self.nbytes = end
-        self.buffer: SharedBuffer | None = None
-        if torch.device(device).type == "cpu":
-            self.buffer = SharedBuffer(end, buffer_fd)
-            flat = self.buffer.tensor(torch.uint8, (end,))
-        else:
-            flat = torch.empty(end, dtype=torch.uint8, device=device)
-        self._tensors = {
-            name: flat[offsets[name] : offsets[name] + math.prod(shape) * dtype.itemsize].view(dtype).view(shape)
-            for name, shape in shapes.items()
-        }
+        self.buffer = allocate(end, device) if handle is None else attach(handle, end, device)
+        self._tensors = {name: self.buffer.tensor(dtype, shape, offsets[name]) for name, shape in shapes.items()}
         self._plain = dict(self._tensors)  # the same memory; packed views do not keep it alive
         self.packed = False
         if packed:
@@ -65,7 +60,7 @@ class Weights:
 
         Does nothing on a GPU, where it was done already, or where `packing()` says why it cannot be.
         """
-        if self.buffer is not None and not self.packed and packing().value == "packed":
+        if torch.device(self.device).type == "cpu" and not self.packed and packing().value == "packed":
             self._pack(pack)
 
     def _pack(self, lay_out: Callable[[torch.Tensor], torch.Tensor]) -> None:

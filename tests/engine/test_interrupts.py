@@ -112,7 +112,7 @@ def test_at_random_moments(engine: Engine, mode: str, alarm: None) -> None:
 def test_no_stale_answer_is_taken_for_the_next(engine: Engine, monkeypatch: pytest.MonkeyPatch, moment: str) -> None:
     """Between the lane's pipe and the engine's books: the batch is under way, and nobody knows."""
     engine.set_mode("processes")
-    lane = engine._lanes["process", "decode"]
+    lane = engine._house.lane("process", "decode", {})
     name = "submit" if moment == "sent" else "receive"
     original, calls = getattr(lane, name), []
 

@@ -32,7 +32,7 @@ FOREVER = """
 import json, os, sys, time
 from splitwiser_lab import Engine
 engine = Engine.from_pretrained({model!r}, mode="processes", kv_tokens=1024)
-print(json.dumps([lane.pid for lane in engine._lanes.values()]), flush=True)
+print(json.dumps([lane.pid for lane in engine._core.lanes]), flush=True)
 while True:
     engine.generate({prompts}, 200)
 """

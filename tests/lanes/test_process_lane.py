@@ -12,9 +12,10 @@ from tiny_models import expected, prompts_of, tiny
 
 from splitwiser_lab.errors import LaneError, ModeError
 from splitwiser_lab.lanes.base import Lane
-from splitwiser_lab.lanes.factory import build_lane, share_cores, start_all, why_not
+from splitwiser_lab.lanes.factory import LaneHouse, share_cores, start_all
 from splitwiser_lab.lanes.inline import InlineLane
 from splitwiser_lab.lanes.process import ProcessLane
+from splitwiser_lab.lanes.support import why_not
 from splitwiser_lab.model.batch import GREEDY, Batch, Sequence
 from splitwiser_lab.model.kv_pool import KVPool
 from splitwiser_lab.model.loading import load
@@ -173,6 +174,6 @@ def test_a_share_that_leaves_none(transformer: Transformer, monkeypatch: pytest.
 def test_kinds_that_cannot_be_built_say_why(transformer: Transformer, monkeypatch: pytest.MonkeyPatch) -> None:
     assert why_not("inline", "cpu") is why_not("process", "cpu") is why_not("inline", "cuda") is None
     with pytest.raises(ModeError, match=r"'stream'.*GPU"):
-        build_lane("stream", "decode", transformer)
+        LaneHouse(transformer).build("stream", "decode", {})
     monkeypatch.setattr("sys.platform", "win32")
     assert "Linux, macOS" in (why_not("process", "cpu") or "")
