@@ -9,6 +9,7 @@ from splitwiser_lab.engine.modes import supported_modes
 from splitwiser_lab.hardware import Choice, Hardware, ModeSupport, choose_device, choose_dtype, describe
 from splitwiser_lab.measure.document import Document
 from splitwiser_lab.measure.provenance import versions
+from splitwiser_lab.model.choice import choose_kernels
 from splitwiser_lab.model.fetch import ALIASES, cache_dir
 from splitwiser_lab.model.packed import packing
 
@@ -21,6 +22,7 @@ class Diagnosis(Document):
     device: Choice
     dtype: Choice
     linear: Choice
+    kernels: Choice
     modes: list[ModeSupport]
     models: dict[str, str]
     versions: dict[str, str]
@@ -36,7 +38,7 @@ class Diagnosis(Document):
         }
 
     def _choices(self) -> dict[str, Choice]:
-        return {"device": self.device, "dtype": self.dtype, "linear kernel": self.linear}
+        return {"device": self.device, "dtype": self.dtype, "linear kernel": self.linear, "kernels": self.kernels}
 
     def __str__(self) -> str:
         from rich.console import Console
@@ -68,11 +70,13 @@ def doctor(device: str = "auto") -> Diagnosis:
     """Look at this machine. Raises HardwareError for a `device` that is not there."""
     where = choose_device(device)
     on_cpu = where.value == "cpu"
+    dtype = choose_dtype(where.value)
     return Diagnosis(
         hardware=describe(where.value),
         device=where,
-        dtype=choose_dtype(where.value),
+        dtype=dtype,
         linear=packing() if on_cpu else Choice("default", "F.linear: on a GPU the library's kernel is the right one"),
+        kernels=choose_kernels(where.value, dtype.value),
         modes=supported_modes(where.value),
         models={name: _model_state(name) for name in ALIASES},
         versions=versions(),

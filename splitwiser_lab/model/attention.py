@@ -1,15 +1,14 @@
 """Attention over the paged pool, for any mix of decode and prefill tokens.
 
-`AttentionInput` says where the tokens of a batch lie; a backend is a function from queries and pages
-to outputs. `sdpa` is built on PyTorch's own kernel alone, runs on any device, and is the reference
-that every faster backend must equal.
+`AttentionInput` says where the tokens of a batch lie. `sdpa` is built on PyTorch's own kernel alone,
+runs on any device, and is the reference that every faster attention must equal.
 """
 
 from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -72,9 +71,6 @@ class AttentionInput:
         )
 
 
-Backend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, AttentionInput], torch.Tensor]
-
-
 def store(
     keys: torch.Tensor, values: torch.Tensor, pool: tuple[torch.Tensor, torch.Tensor], where: AttentionInput
 ) -> None:
@@ -104,7 +100,15 @@ def sdpa(q: torch.Tensor, key_pages: torch.Tensor, value_pages: torch.Tensor, wh
         grouped = q[:batch].view(batch, k.shape[1], -1, q.shape[-1])  # [B, H_kv, H / H_kv, D]
         attended = F.scaled_dot_product_attention(grouped, k, v, attn_mask=where.decode_mask)
         out[:batch] = attended.reshape(batch, *q.shape[1:])
-    for span in where.prefill:
+    attend_prefill(q, key_pages, value_pages, where.prefill, out)
+    return out
+
+
+def attend_prefill(
+    q: torch.Tensor, key_pages: torch.Tensor, value_pages: torch.Tensor, spans: Sequence[PrefillSpan], out: torch.Tensor
+) -> None:
+    """Attention of prefilling sequences one by one, into their rows of `out` [T, H, D]."""
+    for span in spans:
         k, v = (_gather(p, span.pages, i)[: span.context] for i, p in enumerate((key_pages, value_pages)))
         if q.device.type == "cpu":
             _causal_in_blocks(q[span.rows], k, v, span.start, out[span.rows])
@@ -116,7 +120,6 @@ def sdpa(q: torch.Tensor, key_pages: torch.Tensor, value_pages: torch.Tensor, wh
         gqa = k.shape[1] != queries.shape[1]
         attended = F.scaled_dot_product_attention(queries, k, v, attn_mask=mask, is_causal=first, enable_gqa=gqa)
         out[span.rows] = attended[0].transpose(0, 1)  # [n, H, D]
-    return out
 
 
 def _causal_from(start: int, context: int, device: torch.device) -> torch.Tensor:
@@ -177,6 +180,3 @@ def _gather(pages: torch.Tensor, index: torch.Tensor, place: int) -> torch.Tenso
         kept[key] = torch.empty(2 * need, dtype=pages.dtype)
     out = kept[key][:need].view(index.numel(), rows.shape[1])
     return torch.index_select(rows, 0, index, out=out).view(-1, *pages.shape[2:])
-
-
-BACKENDS: dict[str, Backend] = {"sdpa": sdpa}

@@ -24,13 +24,17 @@ class SamplingSpec:
 
 GREEDY = SamplingSpec()
 
+PENDING = -1  # stands for a token that the lane itself picked in its last batch, and that nobody has read yet
+
 
 @dataclass(frozen=True, slots=True)
 class Sequence:
     """The part of one sequence that a batch computes: `tokens` at positions `start`, `start` + 1, ...
 
-    `block_table` names the pages of all its tokens so far, these included. `sampling` is None where
-    more of the prompt is still to come, so that no token is to be picked.
+    `block_table` names the pages of all its tokens so far, these included; its first page belongs to
+    this sequence alone for as long as it runs, so a lane can know it by that. `tokens` is `[PENDING]`
+    where the lane is to go on from the token that it picked for the sequence in an earlier batch.
+    `sampling` is None where more of the prompt is still to come, so that no token is to be picked.
     """
 
     tokens: list[int]

@@ -8,21 +8,27 @@ from splitwiser_lab.model.batch import SamplingSpec
 
 
 def sample(logits: torch.Tensor, specs: list[SamplingSpec]) -> torch.Tensor:
-    """`logits` [S, V] and one spec a row -> token ids [S].
+    """`logits` [S, V] and one spec a row -> token ids [S]."""
+    return resample(logits.argmax(dim=-1), logits, specs)
+
+
+def resample(greedy: torch.Tensor, logits: torch.Tensor, specs: list[SamplingSpec]) -> torch.Tensor:
+    """The `greedy` tokens [S], but for rows with a temperature one picked from `logits` [S, V].
 
     The random number of a row is turned into a token by the inverse of the cumulative distribution in
     float64: rounding differences between lanes are some 1e-7 of the probability, so all pick the same.
+    The device is not waited for.
     """
-    tokens = logits.argmax(dim=-1)  # [S]
     rows = [i for i, spec in enumerate(specs) if spec.temperature > 0]
     if not rows:
-        return tokens
+        return greedy
     chosen = [specs[i] for i in rows]
 
     def column(values: list[float]) -> torch.Tensor:
-        return torch.tensor(values, dtype=torch.float64, device=logits.device)[:, None]  # [R, 1]
+        return _upload(torch.tensor(values, dtype=torch.float64), logits.device)[:, None]  # [R, 1]
 
-    below = logits[rows].double()
+    index = _upload(torch.tensor(rows), logits.device)  # [R]
+    below = logits[index].double()
     below -= below.amax(-1, keepdim=True)  # so that no temperature, however low, makes infinities
     scaled = below / column([spec.temperature for spec in chosen])
     probabilities = scaled.softmax(-1)  # [R, V]
@@ -34,5 +40,9 @@ def sample(logits: torch.Tensor, specs: list[SamplingSpec]) -> torch.Tensor:
     cumulative = kept.cumsum(-1)
     threshold = column([spec.uniform for spec in chosen]) * cumulative[:, -1:]
     picked = torch.searchsorted(cumulative, threshold, right=True)[:, 0]  # [R]
-    tokens[rows] = picked
-    return tokens
+    return greedy.index_copy(0, index, picked.to(greedy.dtype))
+
+
+def _upload(values: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """`values` on `device`; to a GPU through pinned memory, or the copy would wait for all work before it."""
+    return values if device.type == "cpu" else values.pin_memory().to(device, non_blocking=True)

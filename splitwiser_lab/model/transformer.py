@@ -8,12 +8,14 @@ it does not know requests, phases or lanes.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 
-from splitwiser_lab.model.attention import BACKENDS, AttentionInput, store
+from splitwiser_lab.model.attention import AttentionInput
 from splitwiser_lab.model.batch import Batch
+from splitwiser_lab.model.kernels import Kernels, PlainKernels, rms_norm
 from splitwiser_lab.model.kv_pool import KVPool
 from splitwiser_lab.model.linear import linear
 from splitwiser_lab.model.sampling import sample
@@ -25,10 +27,9 @@ _ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {"relu": F.rel
 class Transformer:
     """The model's arithmetic. Shapes: T tokens in the batch, H heads, H_kv heads of keys, D per head."""
 
-    def __init__(self, weights: Weights, pool: KVPool, attention: str = "sdpa") -> None:
+    def __init__(self, weights: Weights, pool: KVPool) -> None:
         self.weights, self.pool, self.config = weights, pool, weights.config
-        self._attend = BACKENDS[attention]
-        self._inv_freq = torch.tensor(self.config.inv_freq, dtype=torch.float32, device=weights.device)
+        self._plain = PlainKernels(self.config, weights.device, weights.dtype)
 
     @torch.inference_mode()
     def run(self, batch: Batch) -> torch.Tensor:
@@ -49,42 +50,47 @@ class Transformer:
         where = AttentionInput.of(batch, self.pool.page_size, device, self.weights.dtype)
         tokens = torch.tensor([t for s in batch.sequences for t in s.tokens], device=device)  # [T]
         positions = torch.tensor([p for s in batch.sequences for p in range(s.start, s.context)], device=device)
+        ends = torch.tensor(rows, dtype=torch.int64, device=device)
+        return self.forward(tokens, positions, where, ends, self._plain).float()
+
+    def forward(
+        self, tokens: torch.Tensor, positions: torch.Tensor, where: Any, ends: torch.Tensor | None, kernels: Kernels
+    ) -> torch.Tensor:
+        """Logits [E, vocabulary], in the weights' dtype, after the tokens at rows `ends` [E], or after all of them.
+
+        `tokens` and `positions` are [T]; `where` tells `kernels` where they lie in the pool.
+        """
         hidden = F.embedding(tokens, self.weights["embed.weight"])  # [T, hidden]
         if self.config.is_opt:
             hidden = hidden + F.embedding(positions + 2, self.weights["positions.weight"])
-        rotation = self._rotation(positions)
-        for layer in range(self.config.layers):
-            hidden = self._layer(layer, hidden, rotation, where)
-        last = hidden[torch.tensor(rows, dtype=torch.int64, device=device)]  # [S, hidden]
-        head = self.weights["embed.weight" if self.config.tied else "head.weight"]
-        return linear(self._norm(last, "final_norm"), head).float()  # [S, vocabulary]
+        rotation = kernels.rotation(positions)
+        delta = None  # what the last block adds to `hidden`: it is added where the next norm reads it
+        for i in range(self.config.layers):
+            hidden, normed = self._add_norm(kernels, hidden, delta, f"layers.{i}.attention_norm")
+            delta = self._attention(kernels, i, normed, rotation, where)
+            hidden, normed = self._add_norm(kernels, hidden, delta, f"layers.{i}.mlp_norm")
+            delta = self._mlp(kernels, normed, f"layers.{i}")
+        if ends is not None:
+            hidden, delta = hidden[ends], None if delta is None else delta[ends]  # [E, hidden]
+        _, last = self._add_norm(kernels, hidden, delta, "final_norm")
+        return linear(last, self.weights["embed.weight" if self.config.tied else "head.weight"])  # [E, vocabulary]
 
-    def _layer(
-        self, i: int, hidden: torch.Tensor, rotation: tuple[torch.Tensor, ...], where: AttentionInput
-    ) -> torch.Tensor:
-        """One block: attention and feed-forward, each with its norm before and its residual after."""
+    def _attention(self, kernels: Kernels, i: int, x: torch.Tensor, rotation: Any, where: Any) -> torch.Tensor:
         c, name = self.config, f"layers.{i}"
-        qkv = self._linear(self._norm(hidden, f"{name}.attention_norm"), f"{name}.qkv")
-        qkv = qkv.view(-1, c.heads + 2 * c.kv_heads, c.head_dim)  # [T, H + 2 H_kv, D]
+        qkv = self._linear(x, f"{name}.qkv").view(-1, c.heads + 2 * c.kv_heads, c.head_dim)  # [T, H + 2 H_kv, D]
         qk, v = torch.split(qkv, [c.heads + c.kv_heads, c.kv_heads], dim=1)
         if c.qk_norm:
             q, k = torch.split(qk, [c.heads, c.kv_heads], dim=1)
             qk = torch.cat((self._norm(q, f"{name}.query_norm"), self._norm(k, f"{name}.key_norm")), dim=1)
-        if rotation:
-            qk = _rotate(qk, *rotation)
-        q, k = torch.split(qk, [c.heads, c.kv_heads], dim=1)
         pages = self.pool.layer(i)
-        store(k, v, pages, where)
-        attended = self._attend(q, *pages, where).reshape(-1, c.heads * c.head_dim)  # [T, H * D]
-        hidden += self._linear(attended, f"{name}.output")  # in place: fresh memory costs more than the sum
-        hidden += self._mlp(self._norm(hidden, f"{name}.mlp_norm"), name)
-        return hidden
+        q = kernels.rotate_and_store(qk, v, rotation, pages, where)
+        attended = kernels.attend(q, pages, where).reshape(-1, c.heads * c.head_dim)  # [T, H * D]
+        return self._linear(attended, f"{name}.output")
 
-    def _mlp(self, x: torch.Tensor, name: str) -> torch.Tensor:
+    def _mlp(self, kernels: Kernels, x: torch.Tensor, name: str) -> torch.Tensor:
         if self.config.is_opt:
             return self._linear(_ACTIVATIONS[self.config.activation](self._linear(x, f"{name}.up")), f"{name}.down")
-        gate, up = self._linear(x, f"{name}.gate_up").chunk(2, dim=-1)  # [T, intermediate] each
-        return self._linear(F.silu(gate).mul_(up), f"{name}.down")
+        return self._linear(kernels.gate(self._linear(x, f"{name}.gate_up")), f"{name}.down")
 
     def _linear(self, x: torch.Tensor, name: str) -> torch.Tensor:
         return linear(x, self.weights[f"{name}.weight"], self.weights.get(f"{name}.bias"))
@@ -93,23 +99,14 @@ class Transformer:
         weight, eps = self.weights[f"{name}.weight"], self.config.norm_eps
         if self.config.is_opt:
             return F.layer_norm(x, weight.shape, weight, self.weights[f"{name}.bias"], eps)
-        if x.device.type != "cpu":
-            return F.rms_norm(x, weight.shape, weight, eps)
-        # PyTorch has no kernel of its own for this on a CPU and composes six; these are four.
-        squares = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32).square_()
-        return (x * squares.div_(x.shape[-1]).add_(eps).rsqrt_().to(x.dtype)).mul_(weight)
+        return rms_norm(x, weight, eps)
 
-    def _rotation(self, positions: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Cosine and signed sine of each position's angles, [T, 1, D] each; empty for learned positions."""
-        if not self.config.inv_freq:
-            return ()
-        angles = positions[:, None].float() * self._inv_freq  # [T, D / 2]
-        scale, dtype = self.config.rope_scale, self.weights.dtype
-        cos, sin = (angles.cos() * scale).to(dtype), (angles.sin() * scale).to(dtype)
-        return torch.cat((cos, cos), dim=-1)[:, None], torch.cat((-sin, sin), dim=-1)[:, None]
-
-
-def _rotate(x: torch.Tensor, cos: torch.Tensor, signed_sin: torch.Tensor) -> torch.Tensor:
-    """Rotary embedding (Su et al., arXiv 2104.09864) of `x` [T, heads, D], pairs half a head apart."""
-    low, high = x.chunk(2, dim=-1)
-    return torch.addcmul(x * cos, torch.cat((high, low), dim=-1), signed_sin)
+    def _add_norm(
+        self, kernels: Kernels, hidden: torch.Tensor, delta: torch.Tensor | None, name: str
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """`hidden` + `delta`, and its norm: the model's own, whichever that is."""
+        if self.config.is_opt:
+            if delta is not None:
+                hidden += delta
+            return hidden, self._norm(hidden, name)
+        return kernels.add_norm(hidden, delta, self.weights[f"{name}.weight"])

@@ -1,0 +1,100 @@
+"""What a layer computes besides its matrix products: norms, rotary embedding, attention, gating.
+
+`PlainKernels` does it with PyTorch's own operations, runs anywhere, and is the reference that every
+faster set must equal. Which set suits a device is chosen here, with the reason.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+
+from splitwiser_lab.model.attention import AttentionInput, sdpa, store
+from splitwiser_lab.model.config import ModelConfig
+
+Pages = tuple[torch.Tensor, torch.Tensor]  # keys and values of one layer, each [P, page_size, H_kv, D]
+
+
+class Kernels(Protocol):
+    """T tokens, H query heads, H_kv heads of keys and values, D numbers a head. `where` is each set's own."""
+
+    def add_norm(
+        self, hidden: torch.Tensor, delta: torch.Tensor | None, weight: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """`hidden` + `delta` [T, hidden], and its RMS norm. May write into `hidden`."""
+        ...
+
+    def rotation(self, positions: torch.Tensor) -> Any:
+        """What `rotate_and_store` wants to know of the positions [T], worked out once for all layers."""
+        ...
+
+    def rotate_and_store(
+        self, qk: torch.Tensor, v: torch.Tensor, rotation: Any, pages: Pages, where: Any
+    ) -> torch.Tensor:
+        """Rotated queries [T, H, D] out of `qk` [T, H + H_kv, D]; rotated keys and `v` [T, H_kv, D] go to `pages`."""
+        ...
+
+    def attend(self, q: torch.Tensor, pages: Pages, where: Any) -> torch.Tensor:
+        """Attention of `q` [T, H, D] to the keys up to its own -> [T, H, D]."""
+        ...
+
+    def gate(self, gate_up: torch.Tensor) -> torch.Tensor:
+        """silu(gate) * up of [T, 2 * intermediate] -> [T, intermediate]."""
+        ...
+
+
+class PlainKernels:
+    """PyTorch's own operations, on any device."""
+
+    def __init__(self, config: ModelConfig, device: str, dtype: torch.dtype) -> None:
+        self._eps, self._scale, self._dtype = config.norm_eps, config.rope_scale, dtype
+        self._inv_freq = torch.tensor(config.inv_freq, dtype=torch.float32, device=device)
+
+    def add_norm(
+        self, hidden: torch.Tensor, delta: torch.Tensor | None, weight: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        if delta is not None:
+            hidden += delta  # in place: fresh memory costs more than the sum
+        return hidden, rms_norm(hidden, weight, self._eps)
+
+    def rotation(self, positions: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Cosine and signed sine of each position's angles, [T, 1, D] each; empty for learned positions."""
+        if not self._inv_freq.numel():
+            return ()
+        angles = positions[:, None].float() * self._inv_freq  # [T, D / 2]
+        cos, sin = (angles.cos() * self._scale).to(self._dtype), (angles.sin() * self._scale).to(self._dtype)
+        return torch.cat((cos, cos), dim=-1)[:, None], torch.cat((-sin, sin), dim=-1)[:, None]
+
+    def rotate_and_store(
+        self, qk: torch.Tensor, v: torch.Tensor, rotation: Any, pages: Pages, where: AttentionInput
+    ) -> torch.Tensor:
+        if rotation:
+            qk = _rotate(qk, *rotation)
+        q, k = torch.split(qk, [qk.shape[1] - v.shape[1], v.shape[1]], dim=1)
+        store(k, v, pages, where)
+        return q
+
+    def attend(self, q: torch.Tensor, pages: Pages, where: AttentionInput) -> torch.Tensor:
+        return sdpa(q, *pages, where)
+
+    def gate(self, gate_up: torch.Tensor) -> torch.Tensor:
+        gate, up = gate_up.chunk(2, dim=-1)  # [T, intermediate] each
+        return F.silu(gate).mul_(up)
+
+
+def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    """x / sqrt(mean(x^2) + eps) * weight over the last dimension."""
+    if x.device.type != "cpu":
+        return F.rms_norm(x, weight.shape, weight, eps)
+    # PyTorch has no kernel of its own for this on a CPU and composes six; these are four.
+    squares = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32).square_()
+    out: torch.Tensor = (x * squares.div_(x.shape[-1]).add_(eps).rsqrt_().to(x.dtype)).mul_(weight)
+    return out
+
+
+def _rotate(x: torch.Tensor, cos: torch.Tensor, signed_sin: torch.Tensor) -> torch.Tensor:
+    """Rotary embedding (Su et al., arXiv 2104.09864) of `x` [T, heads, D], pairs half a head apart."""
+    low, high = x.chunk(2, dim=-1)
+    return torch.addcmul(x * cos, torch.cat((high, low), dim=-1), signed_sin)

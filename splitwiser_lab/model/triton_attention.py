@@ -1,0 +1,220 @@
+"""Attention that reads keys and values from their pages, in Triton: one kernel for each phase.
+
+Decode is limited by memory, so its kernel splits the contexts of a batch into parts of equal length
+(split KV, as in Flash-Decoding): a few long sequences fill the GPU as well as many short ones. Prefill
+is limited by arithmetic, so its kernel takes a block of queries and walks over all keys before them
+(FlashAttention-2, Dao, arXiv 2307.08691). Both read ragged lengths in one launch. They know page
+tables and lengths; they do not know which kernel suits which device.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def _token_offsets(table, tokens, alive, page_stride, token_stride, PAGE: tl.constexpr):
+    """Where `tokens` [N] of one sequence lie in a layer's pages, in elements; dead ones at its first page."""
+    pages = tl.load(table + tokens // PAGE, mask=alive, other=0)
+    return pages.to(tl.int64) * page_stride + (tokens % PAGE) * token_stride
+
+
+@triton.jit
+def decode_kernel(
+    q,  # [B, H, D]
+    keys,  # [P, PAGE, H_kv, D] of one layer
+    values,
+    out,  # [B, H, D]
+    sums,  # [items, H_kv, GROUP, D] float32: weighted values of each part
+    maxima,  # [items, H_kv, GROUP] float32: largest score of each part, base 2
+    weights,  # [items, H_kv, GROUP] float32: sum of its weights
+    arrived,  # [B, H_kv] int32, all 0 between launches
+    pages,  # the block tables of all sequences, one after the other
+    first_page,  # [B] where a sequence's block table begins in `pages`
+    contexts,  # [B] tokens to attend to; 0 where the batch is padded
+    item_row,  # [items] the sequence that a part belongs to, -1 for none
+    item_part,  # [items] which of its parts it is
+    row_part,  # [B] where a sequence's parts lie in the scratch memory
+    row_tokens,  # [B] tokens in each of its parts
+    scale,  # 1 / sqrt(D) / ln(2)
+    q_stride,
+    page_stride,
+    token_stride,
+    GROUP: tl.constexpr,  # query heads that share a head of keys
+    BLOCK_G: tl.constexpr,  # GROUP, padded to what a matrix product takes
+    D: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    PAGE: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    DOT: tl.constexpr,  # matrix units, or (float32, old GPUs) plain sums
+):
+    """One part of one sequence for one head of keys; who finishes a sequence last, merges its parts."""
+    head, item = tl.program_id(0), tl.program_id(1)
+    kv_heads = tl.num_programs(0)
+    row = tl.load(item_row + item)
+    if row < 0:
+        return
+    context, chunk = tl.load(contexts + row), tl.load(row_tokens + row)
+    part, first_part = tl.load(item_part + item), tl.load(row_part + row)
+    start = part * chunk
+    end = tl.minimum(start + chunk, context)
+    table = pages + tl.load(first_page + row)
+
+    g, d, n = tl.arange(0, BLOCK_G), tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_N)
+    query = q + row.to(tl.int64) * q_stride + (head * GROUP + g[:, None]) * D + d[None, :]
+    inside = (g[:, None] < GROUP) & (d[None, :] < D)
+    queries = tl.load(query, mask=inside, other=0.0)  # [G, D]
+    top = tl.full([BLOCK_G], float("-inf"), tl.float32)
+    weight = tl.zeros([BLOCK_G], tl.float32)
+    total = tl.zeros([BLOCK_G, BLOCK_D], tl.float32)
+    for begin in range(start, end, BLOCK_N):
+        tokens = begin + n
+        alive = tokens < end
+        at = _token_offsets(table, tokens, alive, page_stride, token_stride, PAGE) + head * D  # [N]
+        where = at[:, None] + d[None, :]
+        there = alive[:, None] & (d[None, :] < D)
+        k = tl.load(keys + where, mask=there, other=0.0)  # [N, D]
+        if DOT:
+            scores = tl.dot(queries, tl.trans(k))  # [G, N]
+        else:
+            scores = tl.sum(queries.to(tl.float32)[:, None, :] * k.to(tl.float32)[None, :, :], 2)
+        scores = tl.where(alive[None, :], scores * scale, float("-inf"))
+        new_top = tl.maximum(top, tl.max(scores, 1))
+        shares = tl.exp2(scores - new_top[:, None])  # [G, N]
+        shrink = tl.exp2(top - new_top)
+        weight = weight * shrink + tl.sum(shares, 1)
+        v = tl.load(values + where, mask=there, other=0.0)  # [N, D]
+        total = total * shrink[:, None]
+        if DOT:
+            total = tl.dot(shares.to(v.dtype), v, total)
+        else:
+            total += tl.sum(shares[:, :, None] * v.to(tl.float32)[None, :, :], 1)
+        top = new_top
+
+    parts = tl.cdiv(context, chunk)
+    target = out + row.to(tl.int64) * kv_heads * GROUP * D + (head * GROUP + g[:, None]) * D + d[None, :]
+    if parts == 1:
+        tl.store(target, (total / weight[:, None]).to(out.dtype.element_ty), mask=inside)
+    else:
+        slot = ((first_part + part) * kv_heads + head) * GROUP + g  # [G]
+        tl.store(maxima + slot, top, mask=g < GROUP)
+        tl.store(weights + slot, weight, mask=g < GROUP)
+        tl.store(sums + slot[:, None] * D + d[None, :], total, mask=inside)
+        tl.debug_barrier()  # all threads have stored before one of them says so
+        before = tl.atomic_add(arrived + row * kv_heads + head, 1, sem="acq_rel")
+        if before == parts - 1:
+            top = tl.full([BLOCK_G], float("-inf"), tl.float32)
+            weight = tl.zeros([BLOCK_G], tl.float32)
+            total = tl.zeros([BLOCK_G, BLOCK_D], tl.float32)
+            for other in range(parts):
+                # Past the first-level cache (.cg): other multiprocessors wrote these during this launch.
+                slot = ((first_part + other) * kv_heads + head) * GROUP + g
+                part_top = tl.load(maxima + slot, mask=g < GROUP, other=0.0, cache_modifier=".cg")
+                part_weight = tl.load(weights + slot, mask=g < GROUP, other=1.0, cache_modifier=".cg")
+                part_sum = tl.load(sums + slot[:, None] * D + d[None, :], mask=inside, other=0.0, cache_modifier=".cg")
+                new_top = tl.maximum(top, part_top)
+                shrink, grow = tl.exp2(top - new_top), tl.exp2(part_top - new_top)
+                weight = weight * shrink + part_weight * grow
+                total = total * shrink[:, None] + part_sum * grow[:, None]
+                top = new_top
+            tl.store(target, (total / weight[:, None]).to(out.dtype.element_ty), mask=inside)
+            tl.store(arrived + row * kv_heads + head, 0)
+
+
+@triton.jit
+def _attend_block(
+    queries,
+    top,
+    weight,
+    total,
+    keys,
+    values,
+    table,
+    begin,
+    position,
+    limit,
+    scale,
+    page_stride,
+    token_stride,
+    D: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    PAGE: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    CAUSAL: tl.constexpr,
+):
+    """Fold the keys `begin` ... `begin` + BLOCK_N into the running softmax of a block of queries."""
+    m, d = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_D)
+    tokens = begin + tl.arange(0, BLOCK_N)
+    # Before the queries' own block every key is there: a constant mask costs nothing.
+    alive = tokens < limit if CAUSAL else tl.full([BLOCK_N], 1, tl.int1)
+    at = _token_offsets(table, tokens, alive, page_stride, token_stride, PAGE)  # [N]
+    where = at[:, None] + d[None, :]
+    there = alive[:, None] & (d[None, :] < D)
+    k = tl.load(keys + where, mask=there, other=0.0)  # [N, D]
+    scores = tl.dot(queries, tl.trans(k))  # [M, N]
+    if CAUSAL:
+        scores = tl.where(tokens[None, :] <= position + m[:, None], scores, float("-inf"))
+    new_top = tl.maximum(top, tl.max(scores, 1) * scale)
+    shares = tl.exp2(scores * scale - new_top[:, None])
+    shrink = tl.exp2(top - new_top)
+    weight = weight * shrink + tl.sum(shares, 1)
+    v = tl.load(values + where, mask=there, other=0.0)  # [N, D]
+    total = tl.dot(shares.to(v.dtype), v, total * shrink[:, None])
+    return new_top, weight, total
+
+
+@triton.jit
+def prefill_kernel(
+    q,  # [T, H, D]
+    keys,  # [P, PAGE, H_kv, D] of one layer, the queries' own keys among them
+    values,
+    out,  # [T, H, D]
+    pages,  # as in `decode_kernel`
+    block_row,  # [blocks] the row of a block's first query
+    block_tokens,  # [blocks] its queries, 0 for none
+    block_position,  # [blocks] the position of its first query in its sequence
+    block_page,  # [blocks] where the sequence's block table begins in `pages`
+    scale,
+    q_stride,
+    page_stride,
+    token_stride,
+    GROUP: tl.constexpr,
+    D: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    PAGE: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    """A block of queries of one sequence for one head, over all keys up to each query's own."""
+    head, block = tl.program_id(0), tl.program_id(1)
+    heads = tl.num_programs(0)
+    count = tl.load(block_tokens + block)
+    if count == 0:
+        return
+    row, position = tl.load(block_row + block), tl.load(block_position + block)
+    table = pages + tl.load(block_page + block)
+    m, d = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_D)
+    rows = (row + m).to(tl.int64)[:, None]
+    inside = (m[:, None] < count) & (d[None, :] < D)
+    queries = tl.load(q + rows * q_stride + head * D + d[None, :], mask=inside, other=0.0)  # [M, D]
+    keys += head // GROUP * D
+    values += head // GROUP * D
+    top = tl.full([BLOCK_M], float("-inf"), tl.float32)
+    weight = tl.zeros([BLOCK_M], tl.float32)
+    total = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+    limit = position + count
+    open_to_all = (position + 1) // BLOCK_N * BLOCK_N  # keys before this are seen by every query of the block
+    for begin in range(0, open_to_all, BLOCK_N):
+        top, weight, total = _attend_block(
+            queries, top, weight, total, keys, values, table, begin, position, limit, scale,
+            page_stride, token_stride, D, BLOCK_M, BLOCK_D, PAGE, BLOCK_N, False,
+        )  # fmt: skip
+    for begin in range(open_to_all, limit, BLOCK_N):
+        top, weight, total = _attend_block(
+            queries, top, weight, total, keys, values, table, begin, position, limit, scale,
+            page_stride, token_stride, D, BLOCK_M, BLOCK_D, PAGE, BLOCK_N, True,
+        )  # fmt: skip
+    target = out + rows * (heads * D) + head * D + d[None, :]
+    tl.store(target, (total / weight[:, None]).to(out.dtype.element_ty), mask=inside)
