@@ -21,32 +21,40 @@ def time_phases(
     all of their decode steps with every sequence in it. Only time on the lanes counts. The engine's mode is used
     as it is. Raises RequestError for fewer than 2 new tokens, or a batch or number of repeats below 1.
     """
+    tokens = engine.tokenize(prompt) if isinstance(prompt, str) else list(prompt)
+    runs = phase_spans(engine, tokens, new_tokens, batch, repeats)
+    prefill_s = median(sum(span.seconds for span in prefills) for prefills, _ in runs)
+    decode_s = median(span.seconds for _, steps in runs for span in steps)
+    return [
+        _row("prefill", len(tokens), batch, prefill_s, batch * len(tokens)),
+        _row("decode", len(tokens) + new_tokens // 2, batch, decode_s, batch),
+    ]
+
+
+def phase_spans(
+    engine: Engine, tokens: list[int], new_tokens: int, batch: int, repeats: int
+) -> list[tuple[list[Span], list[Span]]]:
+    """For each repeat, after a warm-up: the spans that hold prompt tokens, and the decode steps of the whole batch.
+
+    Raises RequestError as `time_phases`.
+    """
     if new_tokens < 2 or batch < 1 or repeats < 1:
         raise RequestError(
             f"new_tokens={new_tokens}, batch={batch}, repeats={repeats}: give at least 2 new tokens (prefill makes the "
             "first, decode the rest), 1 sequence and 1 repeat."
         )
-    tokens = engine.tokenize(prompt) if isinstance(prompt, str) else list(prompt)
-    prefill_s: list[float] = []
-    decode_s: list[float] = []
+    runs = []
     for number in range(repeats + 1):
         spans = engine.generate([tokens] * batch, new_tokens, ignore_eos=True).timeline.spans
+        steps = [span for span in spans if span.phase == "decode" and span.sequences == batch]
+        if not steps:
+            raise RequestError(
+                f"{batch} sequences never decoded together in {new_tokens} steps of mode {engine.mode!r}: ask for more "
+                "new tokens, a smaller batch, or a larger max_batch."
+            )
         if number:  # the first run warms up
-            prefill_s.append(sum(span.seconds for span in spans if span.prefill_tokens))
-            decode_s.extend(span.seconds for span in spans if _full_decode_step(span, batch))
-    if not decode_s:
-        raise RequestError(
-            f"{batch} sequences never decoded together in {new_tokens} steps of mode {engine.mode!r}: ask for more new "
-            "tokens, a smaller batch, or a larger max_batch."
-        )
-    return [
-        _row("prefill", len(tokens), batch, median(prefill_s), batch * len(tokens)),
-        _row("decode", len(tokens) + new_tokens // 2, batch, median(decode_s), batch),
-    ]
-
-
-def _full_decode_step(span: Span, batch: int) -> bool:
-    return span.phase == "decode" and span.sequences == batch
+            runs.append(([span for span in spans if span.prefill_tokens], steps))
+    return runs
 
 
 def _row(phase: str, tokens: int, batch: int, seconds: float, done: int) -> dict[str, Any]:

@@ -7,6 +7,8 @@ measured here alone, on random numbers, without the model; together they take ab
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from statistics import median
@@ -15,6 +17,7 @@ import torch
 import torch.nn.functional as F
 
 from splitwiser_lab import hardware
+from splitwiser_lab.model.attention import AttentionInput, sdpa
 from splitwiser_lab.model.batch import GREEDY, Batch, Sequence
 from splitwiser_lab.model.config import ModelConfig
 from splitwiser_lab.model.kv_pool import KVPool
@@ -22,14 +25,16 @@ from splitwiser_lab.model.linear import linear
 from splitwiser_lab.model.transformer import Transformer
 from splitwiser_lab.model.weights import Weights
 from splitwiser_lab.predict.ceilings import Ceilings, measure_ceilings, timed
+from splitwiser_lab.predict.work import matrices
 
 _ROWS = {"cpu": (1, 2, 4, 5, 8, 16, 32, 64, 128, 256, 512), "cuda": (1, 8, 16, 64, 256, 1024, 4096)}
 _MOST_FLOPS = {"cpu": 1.6e10, "cuda": 2e13}  # of one timing
 _WEIGHT_BYTES = {"cpu": 192 * 2**20, "cuda": 2**30}  # together, so that none is found in a cache
 _LAYERS = (2, 10)  # of two small models: their difference is what a layer costs the host
-_MOST_MATRICES = 512  # where a model is so small that all of it fits a cache, so do these
+_MOST_LAYERS = 200  # where a model is so small that all of it fits a cache, so may these
+_PAGE = 32
 _ATTENDED = {"cpu": 512, "cuda": 2048}  # tokens of the sequence whose attention is timed
-_SMALL_TOKENS = {"cpu": 256, "cuda": 4096}
+_SMALL_TOKENS = {"cpu": 512, "cuda": 4096}
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,34 +87,38 @@ def measure_kernels(config: ModelConfig, device: str = "auto", dtype: str = "aut
 
 
 def _products(config: ModelConfig, device: str, dtype: torch.dtype) -> tuple[tuple[int, float], ...]:
-    kind = torch.device(device).type
-    out, into = config.intermediate, config.hidden  # where most of a model's weights are
-    count = min(_MOST_MATRICES, max(2, _WEIGHT_BYTES[kind] // (out * into * dtype.itemsize)))
-    weights = [torch.rand(out, into, device=device).to(dtype) for _ in range(count)]
+    """Seconds per weight for each number of rows, over all matrices of some layers, laid out as the engine has them."""
+    kind, one = torch.device(device).type, matrices(config)
+    per_layer = sum(one[name] for name in ("qkv", "output", "mlp")) // config.layers
+    layers = min(_MOST_LAYERS, max(2, _WEIGHT_BYTES[kind] // (per_layer * dtype.itemsize)))
+    shape = replace(config, layers=layers, vocab_size=64)
+    weights = Weights(shape, dtype, device).fill_random()
+    weights.pack()
+    sizes = {n: size for n, (size, _) in shape.layout().items() if n.startswith("layers.") and len(size) == 2}
     found = []
     for rows in _ROWS[kind]:
-        used = weights[: max(2, int(_MOST_FLOPS[kind] // (2 * rows * out * into)))]
-        x = torch.rand(rows, into, device=device).to(dtype)
+        some = max(1, int(layers * _MOST_FLOPS[kind] // (2 * rows * layers * per_layer)))
+        used = {name: size for name, size in sizes.items() if int(name.split(".")[1]) < some}
+        x = {size[1]: torch.rand(rows, size[1], device=device).to(dtype) for size in used.values()}
 
-        def run(x: torch.Tensor = x, used: list[torch.Tensor] = used) -> None:
-            for weight in used:
-                linear(x, weight)
+        def run(used: Mapping[str, tuple[int, ...]] = used, x: Mapping[int, torch.Tensor] = x) -> None:
+            for name, size in used.items():
+                linear(x[size[1]], weights[name])
 
-        found.append((rows, median(timed(run, device, 3)) / (len(used) * out * into)))
+        found.append((rows, median(timed(run, device, 3)) / sum(map(math.prod, used.values()))))
     return tuple(found)
 
 
 def _attention_rate(config: ModelConfig, device: str, dtype: torch.dtype) -> float:
-    tokens = _ATTENDED[torch.device(device).type]
-    q = torch.rand(1, config.heads, tokens, config.head_dim, device=device).to(dtype)
-    k, v = (torch.rand(1, config.kv_heads, tokens, config.head_dim, device=device).to(dtype) for _ in range(2))
-    grouped = config.heads != config.kv_heads
-
-    def run() -> torch.Tensor:
-        return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
-
+    """FLOP/s of the engine's own attention over one causal sequence."""
+    tokens = min(_ATTENDED[torch.device(device).type], config.context)
+    pool = KVPool(replace(config, layers=1), dtype, device, pages=-(-tokens // _PAGE), page_size=_PAGE)
+    where = AttentionInput.of(
+        Batch([], [Sequence([0] * tokens, 0, list(range(pool.pages)), GREEDY)]), _PAGE, device, dtype
+    )
+    q = torch.rand(tokens, config.heads, config.head_dim, device=device).to(dtype)
     pairs = tokens * (tokens + 1) / 2
-    return 4.0 * config.heads * config.head_dim * pairs / median(timed(run, device))
+    return 4.0 * config.heads * config.head_dim * pairs / median(timed(lambda: sdpa(q, *pool.layer(0), where), device))
 
 
 def _number_seconds(config: ModelConfig, device: str, dtype: torch.dtype) -> float:
@@ -138,6 +147,8 @@ def _step_seconds(config: ModelConfig, layers: int, device: str, dtype: torch.dt
         config, layers=layers, heads=2, kv_heads=kv_heads, hidden=2 * config.head_dim, intermediate=64, vocab_size=64
     )
     pool = KVPool(small, dtype, device, pages=2, page_size=32)
-    transformer = Transformer(Weights(small, dtype, device).fill_random(), pool)
+    weights = Weights(small, dtype, device).fill_random()
+    weights.pack()
+    transformer = Transformer(weights, pool)
     batch = Batch([Sequence([1], 40, [0, 1], GREEDY)], [])
     return median(timed(lambda: transformer.run(batch).tolist(), device, 20))
