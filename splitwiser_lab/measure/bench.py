@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -19,7 +20,7 @@ from splitwiser_lab.engine.engine import Engine
 from splitwiser_lab.engine.modes import supported_modes
 from splitwiser_lab.measure.compare import Comparison, compare, with_range
 from splitwiser_lab.measure.document import Document
-from splitwiser_lab.measure.overlap import measure_overlap
+from splitwiser_lab.measure.overlap import measure_limit, measure_overlap
 from splitwiser_lab.measure.peers import Peer, find_peers
 from splitwiser_lab.measure.provenance import provenance
 from splitwiser_lab.measure.workload import Workload
@@ -28,7 +29,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 SCHEMA = "splitwiser-lab/bench/1"
-_DECODE = {"prompts": 8, "length": 128, "new_tokens": 33}
+_DECODE = {"prompts": 8, "length": 128, "new_tokens": 65}
+_PAUSE_SECONDS = 0.5  # for the threads of the peer before to fall asleep: some spin a while after their work
 _PREFILL = {"prompts": 1, "length": 512, "new_tokens": 1}
 
 
@@ -145,6 +147,9 @@ def bench(
         if "processes" in modes:
             gains = [overlap.gain for overlap in overlaps["processes"]]
             figures.append(Figure("overlap gain, processes: 512 with 1@512", "×", gains, targets={"": 1.3}))
+            report("the most that this gain could be")
+            limits = measure_limit(engine, "processes", repeats=repeats)
+            figures.append(Figure("its limit: each phase alone on its share of the cores", "×", limits))
         for mode in ("sequential", "processes"):
             if mode in modes:
                 report(f"overhead per step, {mode}")
@@ -174,6 +179,7 @@ def _rates(
     for number in range(repeats + 1):  # round 0 warms up
         for peer in peers:
             report(f"{shape['length']}→{shape['new_tokens']} round {number} of {repeats}: {peer.name}")
+            time.sleep(_PAUSE_SECONDS)
             first, tokens = peer.run(prompts, 1)
             seconds, done = first, shape["prompts"] * shape["length"]
             if shape["new_tokens"] > 1:

@@ -73,6 +73,34 @@ def measure_overlap(
     return found
 
 
+def measure_limit(
+    engine: Engine,
+    mode: str,
+    prefill_tokens: int = 512,
+    decode_batch: int = 1,
+    context: int = 512,
+    seconds: float = 3.0,
+    repeats: int = 3,
+) -> list[float]:
+    """The most that the overlap gain of `mode` could be: each phase alone on its lane, over alone on the machine.
+
+    What is missing from here to the gain is what the phases take from each other: bandwidth, caches, clocks.
+    """
+    before, limits = engine.mode, []
+    shape = (prefill_tokens, decode_batch, context)
+    for number in range(repeats + 1):
+        rates = []
+        for where in ("sequential", mode):
+            ModeSpec.parse(where).set(engine)
+            length = seconds if number else 0.3
+            rates.append((_run(engine, "prefill", shape, length)[0], _run(engine, "decode", shape, length)[1]))
+        (prefill_alone, decode_alone), (prefill, decode) = rates
+        if number:  # round 0 warms up
+            limits.append(prefill / prefill_alone + decode / decode_alone)
+    engine.set_mode(before)
+    return limits
+
+
 def median_gain(measured: Sequence[Overlap]) -> float:
     """The median over repeats."""
     return median(overlap.gain for overlap in measured)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from typing import Any
 
@@ -15,7 +16,7 @@ from splitwiser_lab.engine.engine import Engine
 from splitwiser_lab.measure import bench as bench_module
 from splitwiser_lab.measure.bench import Figure, bench
 from splitwiser_lab.measure.compare import with_range
-from splitwiser_lab.measure.overlap import Overlap, measure_overlap
+from splitwiser_lab.measure.overlap import Overlap, measure_limit, measure_overlap
 from splitwiser_lab.measure.peers import GenerateBatchPeer, GeneratePeer, OursPeer
 from splitwiser_lab.measure.reference import Reference, TokenCheck
 
@@ -138,6 +139,19 @@ class TestOverlap:
         assert split.prefill > 0 and split.decode > 0
         assert engine.mode == "sequential"
 
+    def test_the_limit_is_what_each_phase_reaches_alone_on_its_lane(
+        self, engine: Engine, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        rates = {("sequential", "prefill"): 800.0, ("sequential", "decode"): 40.0}
+        rates |= {("processes", "prefill"): 400.0, ("processes", "decode"): 32.0}
+
+        def run(engine: Engine, load: str, *_: Any) -> tuple[float, float]:
+            return rates[engine.mode, "prefill"], rates[engine.mode, "decode"]
+
+        monkeypatch.setattr("splitwiser_lab.measure.overlap._run", run)
+        assert measure_limit(engine, "processes", repeats=2) == [pytest.approx(0.5 + 0.8)] * 2
+        assert engine.mode == "sequential"
+
 
 class TestPeers:
     def test_all_write_the_same_tokens(self, engine: Engine) -> None:
@@ -158,12 +172,14 @@ class TestBench:
     def test_the_whole_bench_on_a_tiny_model(self, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         build("llama", max_position_embeddings=1024).save_pretrained(tmp_path / "model")
         monkeypatch.setattr("splitwiser_lab.measure.peers.find_vllm", lambda python: None)
-        short = bench_module.measure_overlap
-        monkeypatch.setattr(bench_module, "measure_overlap", lambda *a, **k: short(*a, **{**k, "seconds": 0.2}))
+        for name in ("measure_overlap", "measure_limit"):
+            short = functools.partial(getattr(bench_module, name), seconds=0.2)
+            monkeypatch.setattr(bench_module, name, short)
         found = bench(str(tmp_path / "model"), repeats=1, kv_tokens=8192)
         names = [figure.name for figure in found.figures]
         assert any("decode" in name for name in names) and any("prefill" in name for name in names)
-        assert any("overlap" in name for name in names) and sum("overhead" in name for name in names) == 2
+        assert any("overlap" in name for name in names) and any("its limit" in name for name in names)
+        assert sum("overhead" in name for name in names) == 2
         assert "not installed" in found.missing["vLLM"]
         assert all(agreement.startswith("8 of 8") for agreement in found.tokens.values())
         data = json.loads(found.to_json(tmp_path / "bench.json"))
