@@ -89,6 +89,11 @@ class Engine:
         return self._core.mode.mode
 
     @property
+    def limits(self) -> Limits:
+        """What batches may hold now: requests at once, tokens of a prefill batch and of a mixed one."""
+        return self._core.scheduler.limits
+
+    @property
     def longest_request(self) -> int:
         """The most tokens, prompt and output, that one request can have."""
         return self._intake.longest

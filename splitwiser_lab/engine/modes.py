@@ -25,9 +25,14 @@ class Mode:
     lanes: dict[str, tuple[LaneKind, Policy]]
     options: dict[str, str] = field(default_factory=dict)
 
+    @property
+    def known_options(self) -> dict[str, str]:
+        """The options that this mode takes, with what each of them means."""
+        return {**_COMMON, **self.options}
+
     def check(self, options: dict[str, Any], device: str) -> None:
         """Raise ModeError unless all options are known here, are positive whole numbers, and suit `device`."""
-        known = {**_COMMON, **self.options}
+        known = self.known_options
         for name, value in options.items():
             if name not in known:
                 listed = "; ".join(f"{option}: {meaning}" for option, meaning in known.items())

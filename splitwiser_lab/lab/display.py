@@ -40,7 +40,7 @@ def choose_pictures() -> Choice:
         return Choice(form, f"{STATIC_VARIABLE}={wish} is set")
     if in_colab():
         return Choice(live, "this is Colab")
-    if not _in_kernel():
+    if not in_kernel():
         return Choice("static", "this is not a notebook's kernel")
     if "JPY_SESSION_NAME" in os.environ:
         return Choice(live, "a Jupyter server opened this notebook; it keeps a static copy beside")
@@ -66,12 +66,12 @@ def show(picture: Any, title: str | None = None) -> None:
     """
     form = choose_pictures().value
     if isinstance(picture, str):
-        publish(_static(picture))
+        publish(static(picture))
         return
     if isinstance(picture, Timeline):
         picture = {title or "": picture}
     if isinstance(picture, Mapping) and picture and all(isinstance(t, Timeline) for t in picture.values()):
-        bundle = _static(gantt_svg(picture, _WIDTH))
+        bundle = static(gantt_svg(picture, _WIDTH))
         if form != "static":
             from splitwiser_lab.lab.plots import gantts
 
@@ -86,7 +86,7 @@ def show(picture: Any, title: str | None = None) -> None:
         )
 
 
-def _static(svg: str) -> dict[str, Any]:
+def static(svg: str) -> dict[str, Any]:
     """An SVG, and its title and description as text for readers that do not see it."""
     said = [match for tag in ("title", "desc") for match in re.findall(f"<{tag}>(.*?)</{tag}>", svg, re.DOTALL)[:1]]
     return {"image/svg+xml": svg, "text/plain": unescape(". ".join(said)) or "a picture"}
@@ -100,7 +100,7 @@ def _interactive(figure: Any, form: str) -> dict[str, Any]:
 
 def publish(bundle: dict[str, Any]) -> None:
     """Show one output that holds the same in several forms (MIME type -> content); as text outside a notebook."""
-    if not _in_kernel():
+    if not in_kernel():
         print(bundle["text/plain"])
         return
     from IPython.display import display
@@ -108,7 +108,7 @@ def publish(bundle: dict[str, Any]) -> None:
     display(bundle, raw=True)  # type: ignore[no-untyped-call]
 
 
-def _in_kernel() -> bool:
+def in_kernel() -> bool:
     """Whether this process is a notebook's kernel, and not a script or a terminal."""
     ipython = sys.modules.get("IPython")
     shell = ipython.get_ipython() if ipython else None

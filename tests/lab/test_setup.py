@@ -27,7 +27,7 @@ def no_sign_of_a_front_end(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def kernel(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(display, "_in_kernel", lambda: True)
+    monkeypatch.setattr(display, "in_kernel", lambda: True)
 
 
 def completed(code: int, stderr: str = "") -> Any:

@@ -1,0 +1,130 @@
+"""The live view as one small SVG, without any library: for notebooks that are executed, for Colab, for the web.
+
+It shows what `figure` shows, in the same colours, and the numbers and the line about the tokens with it.
+"""
+
+from __future__ import annotations
+
+from html import escape
+
+from splitwiser_lab.lab.dashboard import series
+from splitwiser_lab.lab.dashboard.figure_style import KV_COLOUR, LINE_COLOURS, TITLES
+from splitwiser_lab.lab.dashboard.frame import Frame
+from splitwiser_lab.lab.dashboard.numbers import BAD, GOOD, rows, sign, status
+from splitwiser_lab.lab.dashboard.panel import Panel, Scale, Side
+from splitwiser_lab.lab.static import GREY, PHASE_COLOURS
+from splitwiser_lab.timeline import Phase
+
+WIDTH = 760
+_LEFT, _RIGHT, _MIDDLE = 46, 34, 58  # pixels beside and between the panels
+_PANEL, _LANE = 104, 20  # heights
+_MOST_LETTERS = 118  # of a line of text
+
+
+def picture(frame: Frame) -> str:
+    """Draw a frame. Fits light and dark pages and stays under 60 KB."""
+    parts: list[str] = []
+    y = _heading(frame, parts)
+    half = (WIDTH - _LEFT - _RIGHT - _MIDDLE) / 2
+    window = (frame.now - frame.window, frame.now)
+    places = [
+        (_LEFT, y),
+        (_LEFT + half + _MIDDLE, y),
+        (_LEFT, y + _PANEL + 50),
+        (_LEFT + half + _MIDDLE, y + _PANEL + 50),
+    ]
+    boxes = [Panel(x, top, half, _PANEL, window, title) for (x, top), title in zip(places, TITLES, strict=False)]
+    _hardware(boxes[0], frame)
+    _rates(boxes[1], frame)
+    _gaps(boxes[2], frame)
+    boxes[3].scale(Scale.to_hold(series.kv_use(frame)[1]))
+    boxes[3].line(series.kv_use(frame), KV_COLOUR)
+    for box in boxes:
+        box.flips(frame.flips, named=box is boxes[0])
+        parts += box.parts()
+    y += 2 * (_PANEL + 50)
+    y = _lanes(frame, y, parts)
+    said = f"{frame.heading}. {status(frame)} Tokens {frame.tokens.text}"
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" class="live" role="img" viewBox="0 0 {WIDTH} {y:.0f}" '
+        f'width="{WIDTH}" height="{y:.0f}" font-family="system-ui, sans-serif" font-size="11" fill="{GREY}">'
+        f"<title>{escape(frame.heading)}</title><desc>{escape(said)}</desc>" + "\n".join(parts) + "</svg>"
+    )
+
+
+def _heading(frame: Frame, parts: list[str]) -> float:
+    """Heading, status, the line about the tokens and the table; returns where the panels begin."""
+    recorded = "RECORDED · " if frame.recorded else ""
+    colour = {True: GOOD, False: BAD, None: GREY}[frame.tokens.holds]
+    y = 16.0
+    parts.append(
+        f'<text x="6" y="{y}" font-size="13" font-weight="600">{escape(_cut(recorded + frame.heading))}</text>'
+    )
+    for text, style in (
+        (status(frame), ""),
+        (f"{sign(frame.tokens.holds)} tokens {frame.tokens.text}", f' fill="{colour}"'),
+    ):
+        y += 17
+        parts.append(f'<text x="6" y="{y}"{style}>{escape(_cut(text))}</text>')
+    columns = [6, *(204 + 78 * n for n in range(1, 8))]
+    for number, line in enumerate(rows(frame)):
+        y += 17
+        weight = ' font-weight="600"' if number == 0 else ""
+        for x, text in zip(columns, line, strict=True):
+            anchor = "start" if x == 6 else "end"
+            parts.append(f'<text x="{x}" y="{y}" text-anchor="{anchor}"{weight}>{escape(text)}</text>')
+    return y + 34
+
+
+def _hardware(box: Panel, frame: Frame) -> None:
+    box.scale(Scale(0, 125, [0, 50, 100]))
+    for line, colour in zip(frame.lines, LINE_COLOURS, strict=False):
+        box.line(series.hardware(frame, line.key), colour)
+        box.key(line.label, colour)
+
+
+def _rates(box: Panel, frame: Frame) -> None:
+    """Each phase on an axis of its own: prefill left, decode right."""
+    sides: tuple[tuple[Phase, Side], ...] = (("prefill", "left"), ("decode", "right"))
+    for phase, side in sides:
+        points, colour = series.rate(frame, phase), PHASE_COLOURS[phase]
+        box.scale(Scale.to_hold(points[1]), side, colour)
+        box.line(points, colour, side=side)
+        box.key(phase, colour)
+
+
+def _gaps(box: Panel, frame: Frame) -> None:
+    points = series.gaps(frame)
+    box.scale(Scale.logarithmic(points[1]))
+    box.dots(points, PHASE_COLOURS["decode"])
+    box.line(series.p99(frame), GREY)
+    box.key("gap", PHASE_COLOURS["decode"])
+    box.key("p99 of 3 s", GREY)
+
+
+def _lanes(frame: Frame, y: float, parts: list[str]) -> float:
+    zoom = series.zoom(frame)
+    bars, handed = series.bars(frame, zoom)
+    names = list(dict.fromkeys(bar.lane for bar in bars))
+    height = _LANE * max(1, len(names)) + (14 if handed else 0) + 16
+    box = Panel(
+        _LEFT + 10,
+        y,
+        WIDTH - _LEFT - _RIGHT - 10,
+        height,
+        (frame.now - zoom, frame.now),
+        f"{TITLES[4]}, the last {zoom:g} s",
+    )
+    for row, name in enumerate(names):
+        box.row(16 + _LANE * row, _LANE - 4, name, [b for b in bars if b.lane == name], PHASE_COLOURS)
+    if handed:
+        box.diamonds(16 + _LANE * len(names) + 5, [moment for moment, _ in handed], "hand-off")
+    for phase in dict.fromkeys(bar.phase for bar in bars):
+        box.key(phase, PHASE_COLOURS[phase])
+    box.flips(frame.flips, named=True)
+    parts += box.parts()
+    return y + height + 30
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _MOST_LETTERS else text[: _MOST_LETTERS - 1] + "…"

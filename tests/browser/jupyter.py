@@ -1,0 +1,167 @@
+"""A JupyterLab of the test's own, and a headless Chromium that drives it as a person would.
+
+Knows notebooks, cells and widgets; knows nothing of what the cells do.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+ROOT = Path(__file__).parents[2]
+TOKEN = "a-token-of-the-test"
+Theme = Literal["JupyterLab Light", "JupyterLab Dark"]
+
+# A fresh, silent browser: no sandbox (tests may run as root), nothing that asks its maker for news.
+_FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-dev-shm-usage",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--no-first-run",
+]
+_SETTINGS: dict[str, dict[str, Any]] = {
+    "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
+    "docmanager-extension/plugin": {"autosave": False},
+}
+
+
+def find_chromium() -> str | None:
+    """The browser's program; None where there is none."""
+    names = ("chromium", "chromium-browser", "google-chrome")
+    return next((path for name in names if (path := shutil.which(name))), None)
+
+
+@contextmanager
+def server(notebooks: Path, home: Path, theme: Theme = "JupyterLab Light") -> Iterator[str]:
+    """Serve `notebooks` on the loopback with settings of its own under `home`; gives the address of /lab."""
+    settings = {**_SETTINGS, "apputils-extension/themes": {"theme": theme}}
+    for name, values in settings.items():
+        path = home / "settings" / "@jupyterlab" / f"{name}.jupyterlab-settings"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(values))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "JUPYTER_TOKEN": TOKEN,
+        "JUPYTERLAB_SETTINGS_DIR": str(home / "settings"),
+        "JUPYTERLAB_WORKSPACES_DIR": str(home / "workspaces"),
+        "JUPYTER_CONFIG_DIR": str(home / "config"),
+        "JUPYTER_DATA_DIR": str(home / "data"),
+        "JUPYTER_RUNTIME_DIR": str(home / "runtime"),
+        "IPYTHONDIR": str(home / "ipython"),
+    }
+    for variable in ("SPLITWISER_LAB_STATIC", "COLAB_RELEASE_TAG"):
+        environment.pop(variable, None)
+    words = ["--no-browser", "--allow-root", "--ServerApp.ip=127.0.0.1", f"--ServerApp.port={port}"]
+    words += ["--ServerApp.port_retries=0", f"--ServerApp.root_dir={notebooks}", "--LabApp.extension_manager=readonly"]
+    with (home / "jupyter.log").open("w") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "jupyterlab", *words], env=environment, stdout=log, stderr=log, cwd=notebooks
+        )
+        try:
+            _wait_for(lambda: _answers(port), 60, f"JupyterLab did not start:\n{(home / 'jupyter.log').read_text()}")
+            yield f"http://127.0.0.1:{port}/lab"
+        finally:
+            process.terminate()  # it ends its kernels first
+            try:
+                process.wait(20)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+class Notebook:
+    """One notebook in one page. `errors` are the console's, `strangers` requests to anywhere but the server."""
+
+    def __init__(self, page: Any, address: str, name: str) -> None:
+        self.page = page
+        self.errors: list[str] = []
+        self.strangers: list[str] = []
+        page.on("console", lambda message: self.errors.append(message.text) if message.type == "error" else None)
+        page.on("pageerror", lambda error: self.errors.append(str(error)))
+        page.on("request", lambda request: self._note(request.url))
+        page.goto(f"{address}/tree/{name}?token={TOKEN}&reset")
+        page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=60_000)
+        self.wait_until_idle()
+
+    def wait_until_idle(self, seconds: float = 60) -> None:
+        """Until the status bar says that the kernel is idle."""
+        self.page.wait_for_function(
+            "() => /\\| Idle/.test(document.querySelector('#jp-main-statusbar')?.innerText ?? '')",
+            timeout=1e3 * seconds,
+        )
+
+    def run_all(self, seconds: float = 240) -> None:
+        """Run every cell and wait for the last one's number; asks again while nothing begins."""
+        for _ in range(5):
+            self.page.click("text=Run >> nth=0")
+            self.page.click(".lm-Menu-item:has-text('Run All Cells') >> nth=0")
+            time.sleep(1.0)
+            if self.page.evaluate(
+                "() => document.querySelector('.jp-Notebook').innerText.match(/\\[[*\\d]+\\]:/) !== null"
+            ):
+                break
+        self.page.wait_for_function(
+            "() => !/\\[\\*\\]:/.test(document.querySelector('.jp-Notebook').innerText)", timeout=1e3 * seconds
+        )
+
+    def scroll_to(self, selector: str, seconds: float = 120) -> None:
+        """Wait for an element and bring it to the top. By its selector, because a live view replaces its elements."""
+        self.page.wait_for_selector(selector, timeout=1e3 * seconds, state="attached")
+        self.page.evaluate("selector => document.querySelector(selector)?.scrollIntoView()", selector)
+
+    def shot(self, path: Path) -> Path:
+        """A picture of the page as it is."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.page.screenshot(path=str(path))
+        return path
+
+    def _note(self, url: str) -> None:
+        if not re.match(r"(https?|wss?)://127\.0\.0\.1[:/]|(data|blob|about):", url):
+            self.strangers.append(url)
+
+
+@contextmanager
+def browser(width: int = 1280, height: int = 1000) -> Iterator[Any]:
+    """A page of a new Chromium."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=find_chromium(), args=_FLAGS)
+        try:
+            yield chromium.new_page(viewport={"width": width, "height": height})
+        finally:
+            chromium.close()
+
+
+def _answers(port: int) -> bool:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/api?token={TOKEN}", timeout=2):
+            return True
+    except OSError:
+        return False
+
+
+def _wait_for(what: Callable[[], bool], seconds: float, otherwise: str) -> None:
+    deadline = time.monotonic() + seconds
+    while not what():
+        if time.monotonic() > deadline:
+            raise TimeoutError(otherwise)
+        time.sleep(0.2)
