@@ -18,12 +18,20 @@ if TYPE_CHECKING:
     from splitwiser_lab.lab.display import show
     from splitwiser_lab.lab.exercises import check
     from splitwiser_lab.lab.guesses import reveal
-    from splitwiser_lab.lab.live_lab import live
+    from splitwiser_lab.lab.live_lab import flip, live, replay
     from splitwiser_lab.lab.tables import table
 
-_HOMES = {"check": "exercises", "live": "live_lab", "reveal": "guesses", "show": "display", "table": "tables"}
+_HOMES = {
+    "check": "exercises",
+    "flip": "live_lab",
+    "live": "live_lab",
+    "replay": "live_lab",
+    "reveal": "guesses",
+    "show": "display",
+    "table": "tables",
+}
 
-__all__ = ["check", "live", "reveal", "setup", "show", "table"]
+__all__ = ["check", "flip", "live", "replay", "reveal", "setup", "show", "table"]
 
 
 def __getattr__(name: str) -> Any:

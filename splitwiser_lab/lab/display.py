@@ -14,6 +14,7 @@ from html import unescape
 from typing import Any, Literal
 
 from splitwiser_lab.hardware import Choice
+from splitwiser_lab.lab.dashboard.frame import Frame
 from splitwiser_lab.lab.setup import in_colab
 from splitwiser_lab.lab.static import gantt_svg
 from splitwiser_lab.timeline import Timeline
@@ -58,7 +59,7 @@ def prepare_plotly(form: str) -> None:
 
 
 def show(picture: Any, title: str | None = None) -> None:
-    """Show a run's timeline, {mode: timeline}, a plotly figure, or an SVG text.
+    """Show a run's timeline, {mode: timeline}, a moment of the live view, a plotly figure, or an SVG text.
 
     Timelines are drawn as Gantts: a static SVG always, and with it an interactive figure where there is a live
     front end. A plotly figure has no static form: without a front end a line of text stands for it.
@@ -77,6 +78,10 @@ def show(picture: Any, title: str | None = None) -> None:
 
             bundle |= _interactive(gantts(picture, title), form)
         publish(bundle)
+    elif isinstance(picture, Frame):
+        from splitwiser_lab.lab.dashboard.picture import picture as draw
+
+        publish(static(draw(picture)))
     elif hasattr(picture, "to_plotly_json"):
         said = {"text/plain": "An interactive figure: run this cell in JupyterLab, VS Code or Colab to see it."}
         publish(said if form == "static" else said | _interactive(picture, form))

@@ -6,20 +6,29 @@ lab.live(engine, rate=2.0, prompt_tokens=256)     # how it begins; the controls 
 
 from __future__ import annotations
 
+import time
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from splitwiser_lab.engine.engine import Engine
 from splitwiser_lab.engine.modes import MODES, find_mode, supported_modes
+from splitwiser_lab.errors import RecordingError, SplitwiserError
 from splitwiser_lab.hardware import Choice
+from splitwiser_lab.lab.dashboard.frame import Frame
 from splitwiser_lab.lab.dashboard.knobs import Settings
+from splitwiser_lab.lab.dashboard.recorded import Replay
 from splitwiser_lab.lab.dashboard.session import Session
 from splitwiser_lab.lab.dashboard.show import Dashboard, choose_drawing
+from splitwiser_lab.measure import shipped
+from splitwiser_lab.measure.recording import Recording, recordings
+from splitwiser_lab.measure.stretch import Stretch
 from splitwiser_lab.measure.workload import Workload
 
-_SECONDS_PER_MODE = 5.0
+_SECONDS_PER_MODE, _PREPARE_SECONDS = 5.0, 600.0
+_SHIPPED = ("recordings/h200", "recordings/cpu")
 _shown: weakref.WeakValueDictionary[int, Dashboard] = weakref.WeakValueDictionary()  # by id of the engine
 
 
@@ -60,6 +69,42 @@ def live(
     return dashboard
 
 
+def replay(
+    recorded: Recording | Sequence[Recording] | str | Path | None = None,
+    *,
+    seconds: float = 6.0,
+    schedule: Mapping[float, str] | None = None,
+) -> Dashboard:
+    """The live view over recorded runs: flip the mode, and it goes on in that mode's recording at the same moment.
+
+    `recorded` is a recording, several, a file or a folder; None takes those of the H200 that come with the package,
+    or of a CPU. What is shown says everywhere that it is recorded, on which machine, and when. Elsewhere than in
+    JupyterLab and VS Code the whole run is shown in `seconds`, with flips by `schedule` ({second: mode}; None: every
+    mode in turn). Raises RecordingError when there is nothing to play.
+    """
+    runs = _recordings(recorded)
+    drawing = choose_drawing()
+    source = Replay(runs)
+    modes = [mode.mode for mode in source.modes if mode.available]
+    if drawing.value != "task":
+        source = Replay(runs, speed=source.duration / seconds)
+    plan = {seconds * n / len(modes): mode for n, mode in enumerate(modes)} if schedule is None else dict(schedule)
+    dashboard = Dashboard(source, drawing)
+    present(dashboard, seconds, plan)
+    return dashboard
+
+
+def _recordings(recorded: Recording | Sequence[Recording] | str | Path | None) -> list[Recording]:
+    if isinstance(recorded, Recording):
+        return [recorded]
+    if recorded is None:
+        found = next((place for name in _SHIPPED if (place := shipped.find(name)) is not None), None)
+        if found is None:
+            raise RecordingError("no recordings came with this package: give a folder that holds some.")
+        recorded = found
+    return recordings(recorded) if isinstance(recorded, str | Path) else list(recorded)
+
+
 def present(dashboard: Dashboard, seconds: float, schedule: Mapping[float, str]) -> None:
     """Show a dashboard in the way that its drawing says."""
     drawing: Choice = dashboard.drawing
@@ -70,3 +115,40 @@ def present(dashboard: Dashboard, seconds: float, schedule: Mapping[float, str])
         dashboard.show_with_controls(seconds, schedule)
     else:
         dashboard.show_in_cell(seconds, schedule)
+
+
+def flip(
+    engine: Engine, before: str, after: str, seconds: float = 6.0, *, reference: Any = None, **settings: Any
+) -> Frame:
+    """Run requests for `seconds` in one mode, then as long in another, and return the last moment of it.
+
+    `frame.before` and `frame.after` hold the figures on either side of the flip; `lab.show(frame)` draws it.
+    Arguments are those of `live`. Raises ModeError for a mode that does not run here, and SplitwiserError when the
+    run could not be ended.
+    """
+    for mode in (before, after):
+        find_mode(mode, engine.device)
+    session = Session(engine, None, Settings(**{**settings, "mode": before}), reference)
+    try:
+        session.start()
+        _wait(session, lambda frame: frame.state != "preparing", _PREPARE_SECONDS)
+        time.sleep(seconds)
+        session.choose(after)
+        frame = _wait(session, lambda f: f.before is not None and _lasts(f.after, seconds), 60 + seconds)
+    finally:
+        session.close()
+    if frame.state == "failed" or frame.before is None:
+        raise SplitwiserError(f"the run did not come as far as the flip: {frame.message}")
+    return frame
+
+
+def _lasts(stretch: Stretch | None, seconds: float) -> bool:
+    return stretch is not None and stretch.seconds >= seconds
+
+
+def _wait(session: Session, over: Callable[[Frame], bool], seconds: float) -> Frame:
+    """The first frame that fits, or the last one when the run fails or time is up."""
+    deadline = time.monotonic() + seconds
+    while not over(frame := session.frame()) and frame.state != "failed" and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return frame

@@ -15,7 +15,7 @@ from splitwiser_lab import Engine, ModeError, SplitwiserError, Workload
 from splitwiser_lab.lab.dashboard.frame import Frame
 from splitwiser_lab.lab.dashboard.knobs import Settings
 from splitwiser_lab.lab.dashboard.session import Session
-from splitwiser_lab.lab.live_lab import live
+from splitwiser_lab.lab.live_lab import flip, live
 
 pytestmark = pytest.mark.timeout(120)
 MakeSession = Callable[..., Session]
@@ -178,3 +178,15 @@ def test_live_refuses_a_mode_that_does_not_run_here_before_anything_starts(make_
         live(make_engine(), mode="mps", seconds=1)
     with pytest.raises(ModeError, match="unknown mode"):
         live(make_engine(), schedule={0: "warp"}, seconds=1)
+
+
+def test_flip_gives_the_figures_on_either_side(make_engine: MakeEngine) -> None:
+    engine = make_engine()
+    how = {"rate": 30.0, "prompt_tokens": 32, "output_tokens": 16}
+    frame = flip(engine, "sequential", "chunked", 1.0, reference=tiny("llama"), **how)
+    assert frame.before is not None and frame.after is not None
+    assert (frame.before.label, frame.after.label) == ("sequential", "chunked")
+    assert frame.before.itl_ms and frame.after.itl_ms and frame.tokens.holds is True
+    assert engine.kv_use == 0
+    with pytest.raises(ModeError):
+        flip(engine, "sequential", "mps")

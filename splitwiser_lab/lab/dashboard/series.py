@@ -75,7 +75,9 @@ def p99(frame: Frame) -> Points:
 
 def zoom(frame: Frame) -> float:
     """How many seconds of lanes can be told apart: a round number, at most the window."""
-    ends = sorted(span.end for part in frame.parts for span in part.timeline.spans if span.end > frame.start)
+    ends = sorted(
+        span.end for part in frame.parts for span in part.timeline.spans if frame.start < span.end <= frame.now
+    )
     most = frame.window / 2
     if len(ends) <= _ZOOM_SPANS:
         return most
