@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from splitwiser_lab.measure.monitor import Sample
+from splitwiser_lab.measure.sources import Sample
 from splitwiser_lab.timeline import RequestRecord, Span, Timeline
 
 _LANES, _REQUESTS = 1, 2  # process ids of the two groups of tracks

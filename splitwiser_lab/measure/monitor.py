@@ -13,7 +13,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
@@ -24,22 +24,14 @@ import torch
 
 from splitwiser_lab.errors import SplitwiserError
 from splitwiser_lab.hardware import choose_device
-from splitwiser_lab.measure.sources import Metric, Source
+from splitwiser_lab.measure.sources import Metric, Sample, Source
 from splitwiser_lab.measure.sources_cpu import CpuSource
 
-__all__ = ["Metric", "Monitor", "Sample", "Source", "Tag", "open_sources"]
+__all__ = ["Metric", "Monitor", "Source", "Tag", "open_sources"]
 
 MOST_OVERHEAD = 0.01  # share of one core's time that watching may take; samples come less often before it is more
 
 _STOP_SECONDS = 5.0  # a driver that hangs must not hang whoever stops the monitor
-
-
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """What was read at one moment; `time` in seconds on `time.perf_counter`'s clock, None in `values` is N/A."""
-
-    time: float
-    values: Mapping[str, float | None]
 
 
 @dataclass(frozen=True, slots=True)

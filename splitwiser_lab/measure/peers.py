@@ -182,7 +182,9 @@ def find_peers(engine: Engine, model: Any, vllm_python: str | None = None) -> tu
         missing["HF generate_batch"] = "this transformers has no generate_batch"
     python = find_vllm(vllm_python)
     if python is None:
-        missing["vLLM"] = "not installed: `make vllm` puts it in an environment of its own; or give a Python that has it with --vllm"
+        missing["vLLM"] = (
+            "not installed: `make vllm` puts it in an environment of its own; or give a Python that has it with --vllm"
+        )
     elif engine.model.folder is None:
         missing["vLLM"] = "it needs the model in a folder, and this one was given as an object"
     else:

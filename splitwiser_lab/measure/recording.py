@@ -17,7 +17,7 @@ import gzip
 import json
 import zlib
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 from splitwiser_lab.errors import RecordingError
 from splitwiser_lab.measure import shipped
 from splitwiser_lab.measure.provenance import provenance
+from splitwiser_lab.measure.sources import Sample
 from splitwiser_lab.metrics import Metrics
 from splitwiser_lab.timeline import Timeline
 
@@ -37,14 +38,6 @@ SCHEMA = "splitwiser-lab/recording/1"
 MOST_BYTES = 2_000_000
 _FAMILY = SCHEMA.rpartition("/")[0] + "/"
 _DIGITS = 6  # of seconds: a microsecond is finer than any clock here
-
-
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """What a monitor read at `time` (seconds since the start of the run); None where a reading was not to be had."""
-
-    time: float
-    values: dict[str, float | None]
 
 
 @dataclass(frozen=True)
@@ -149,7 +142,7 @@ class Recording:
             **plain,
             "metrics": self.metrics.to_dict(),
             "timeline": self.timeline.to_dict(),
-            "samples": [asdict(sample) for sample in self.samples],
+            "samples": [{"time": sample.time, "values": dict(sample.values)} for sample in self.samples],
         }
 
     @classmethod

@@ -27,6 +27,17 @@ class Metric:
     reason: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """What was read at one moment; `time` in seconds, None in `values` is N/A.
+
+    A monitor's clock is `time.perf_counter`; a recording's starts with its run.
+    """
+
+    time: float
+    values: Mapping[str, float | None]
+
+
 class Source(Protocol):
     """Reads some metrics. `read` never raises: what cannot be had is None, and the metric's `reason` says why."""
 

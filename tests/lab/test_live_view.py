@@ -20,7 +20,7 @@ from splitwiser_lab.lab.dashboard.frame import Frame, Line, Part, TokenLine
 from splitwiser_lab.lab.dashboard.picture import picture
 from splitwiser_lab.lab.dashboard.source import Knob
 from splitwiser_lab.lab.static import PHASE_COLOURS, PHASE_LABELS
-from splitwiser_lab.measure.monitor import Sample
+from splitwiser_lab.measure.sources import Sample
 from splitwiser_lab.measure.stretch import Stretch
 from splitwiser_lab.timeline import RequestRecord, Span, Timeline
 

@@ -13,8 +13,8 @@ from splitwiser_lab import Workload
 from splitwiser_lab.cli import app
 from splitwiser_lab.engine.engine import Engine
 from splitwiser_lab.measure.chrome_trace import chrome_trace, save_chrome_trace
-from splitwiser_lab.measure.monitor import Sample
 from splitwiser_lab.measure.recording import Recording
+from splitwiser_lab.measure.sources import Sample
 from splitwiser_lab.timeline import ModeChange, RequestRecord, Span, Timeline
 
 TIMELINE = Timeline(
