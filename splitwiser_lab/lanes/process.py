@@ -15,6 +15,7 @@ import signal
 import socket
 import subprocess
 import sys
+from collections import deque
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 
@@ -23,6 +24,7 @@ import torch
 from splitwiser_lab.errors import HardwareError, LaneError
 from splitwiser_lab.hardware import cores
 from splitwiser_lab.lanes.mps import MpsShare
+from splitwiser_lab.lanes.wire import Sender
 from splitwiser_lab.model.batch import Batch, BatchResult
 from splitwiser_lab.model.config import ModelConfig
 from splitwiser_lab.model.transformer import Transformer
@@ -66,12 +68,19 @@ class ProcessLane:
         self.cores: list[int] = []
         self._process: subprocess.Popen[bytes] | None = None
         self._connection: Connection | None = None
-        self._ready = self._busy = False
+        self._ready = False
+        self._sender = Sender()
+        self._under_way: deque[RemoteTicket] = deque()  # in the order in which the answers come
 
     @property
     def pid(self) -> int | None:
         """The worker's process id while it runs."""
         return self._process.pid if self._process else None
+
+    @property
+    def connection(self) -> Connection | None:
+        """The pipe to the worker while it runs."""
+        return self._connection
 
     def spawn(self) -> None:
         """Start the worker without waiting for it, so that several can start side by side."""
@@ -139,31 +148,48 @@ class ProcessLane:
 
     def submit(self, batch: Batch) -> RemoteTicket:
         """Send a batch. A worker that died since its last batch, or never saw this one, is started anew."""
-        if self._ready and not self._busy and self._died_idle():
+        if self._ready and not self._under_way and self._died_idle():
             self.close()
         self.start()
         try:
-            connection = self._send(batch)
+            self._send(batch)
         except OSError:
+            if self._under_way:
+                raise self._died() from None
             self.close()
             self.start()
             try:
-                connection = self._send(batch)
+                self._send(batch)
             except OSError:
                 raise self._died() from None
-        self._busy = True
-        return RemoteTicket(self, connection)
+        ticket = RemoteTicket(self)
+        self._under_way.append(ticket)
+        return ticket
 
-    def _send(self, batch: Batch) -> Connection:
+    def _send(self, batch: Batch) -> None:
         assert self._connection is not None
-        self._connection.send(((self.cores or cores()) if self.on_cpu else None, batch))
-        return self._connection
+        share = (self.cores or cores()) if self.on_cpu else None
+        self._connection.send((share, self._sender.pack(batch)))
 
     def _died_idle(self) -> bool:
         """Whether worker or daemon are gone. Between two batches a worker has nothing to say: if it does, it ended."""
         assert self._process is not None and self._connection is not None
         gone = self._process.poll() is not None or self._connection.poll()
         return gone or (self._share is not None and self._share.daemon.ended())
+
+    def has_answer_for(self, ticket: RemoteTicket) -> bool:
+        """Whether the next answer is that ticket's, and has come."""
+        assert self._connection is not None
+        return self._under_way[0] is ticket and self._connection.poll()
+
+    def collect(self) -> None:
+        """Wait for the next answer and give it to its ticket. An error is an answer, too."""
+        try:
+            answer: BatchResult | LaneError = self.receive()
+        except LaneError as error:
+            answer = error
+        if self._under_way:  # else the worker died, and each has got its error
+            self._under_way.popleft().answer = answer
 
     def receive(self) -> BatchResult:
         """The worker's next answer. Raises LaneError when the batch failed there, or the worker died."""
@@ -172,17 +198,24 @@ class ProcessLane:
             answer = self._connection.recv()
         except (EOFError, OSError):
             raise self._died() from None
-        self._busy = False
         if isinstance(answer, Failure):
             what = "a batch failed in its process" if self._ready else "its process could not start"
             if answer.fatal:
                 what += self._why_daemon_ended(wait=1.0)  # it dies before the guard has noticed
-                self.close()
-            raise LaneError(f"lane {self.name!r}: {what}:\n{answer.text}")
+            error = LaneError(f"lane {self.name!r}: {what}:\n{answer.text}")
+            if answer.fatal:
+                self._end(error)
+            raise error
         return answer  # type: ignore[no-any-return]
 
     def close(self) -> None:
         """End the worker: closing its pipe asks it to, a kill makes it."""
+        self._end(LaneError(f"lane {self.name!r} was closed while a batch was under way."))
+
+    def _end(self, error: LaneError) -> None:
+        for ticket in self._under_way:
+            ticket.answer = error
+        self._under_way.clear()
         if self._connection is not None:
             self._connection.close()
         if self._process is not None:
@@ -193,10 +226,12 @@ class ProcessLane:
                 self._process.wait()
             if self._share:
                 self._share.leave()
-        self._process, self._connection, self._ready, self._busy = None, None, False, False
+        self._process, self._connection, self._ready = None, None, False
+        self._sender = Sender()
 
     def _died(self) -> LaneError:
-        process, pid, ready = self._process, self.pid, self._ready
+        """End what is left of the worker, with an error for all its batches that says how it ended."""
+        process, pid, ready, under_way = self._process, self.pid, self._ready, list(self._under_way)
         because = self._why_daemon_ended()
         self.close()
         code = process.returncode if process else None
@@ -205,10 +240,13 @@ class ProcessLane:
         lost = (
             "Its batch is lost; the lane starts a new process for the next one" if ready else "It had not started yet"
         )
-        return LaneError(
+        error = LaneError(
             f"lane {self.name!r}: its process (pid {pid}) {how}{hint}. {lost}. "
             "If this repeats, try a smaller batch, pool or model."
         )
+        for ticket in under_way:
+            ticket.answer = error
+        return error
 
     def _why_daemon_ended(self, wait: float = 0.0) -> str:
         ended = self._share is not None and self._share.daemon.ended(wait)
@@ -218,14 +256,19 @@ class ProcessLane:
 class RemoteTicket:
     """A batch under way in another process."""
 
-    def __init__(self, lane: ProcessLane, connection: Connection) -> None:
-        self._lane, self._connection = lane, connection
+    def __init__(self, lane: ProcessLane) -> None:
+        self._lane = lane
+        self.answer: BatchResult | LaneError | None = None
 
     def done(self) -> bool:
-        return self._connection.closed or self._connection.poll()
+        return self.answer is not None or self._lane.has_answer_for(self)
 
     def result(self) -> BatchResult:
-        return self._lane.receive()
+        while self.answer is None:
+            self._lane.collect()
+        if isinstance(self.answer, LaneError):
+            raise self.answer
+        return self.answer
 
     def connection(self) -> Connection | None:
-        return self._connection
+        return self._lane.connection

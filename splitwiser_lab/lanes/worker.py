@@ -12,6 +12,7 @@ from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING
 
 from splitwiser_lab.lanes.process import Failure, WorkerSetup
+from splitwiser_lab.lanes.wire import Receiver
 
 if TYPE_CHECKING:
     from splitwiser_lab.lanes.base import Lane
@@ -68,9 +69,11 @@ def _lane(setup: WorkerSetup) -> Lane:
 def _serve(connection: Connection, lane: Lane) -> None:
     import torch
 
+    receiver = Receiver()
     current: list[int] | None = None
     while True:
-        cores, batch = connection.recv()
+        cores, packed = connection.recv()
+        batch = receiver.unpack(packed)
         try:
             if cores != current:
                 torch.set_num_threads(len(cores))

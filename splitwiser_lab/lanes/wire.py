@@ -1,0 +1,104 @@
+"""How batches travel to a lane process: a decoding sequence in whole once, then only what is new of it.
+
+Both ends remember the sequences of the last decode batch by their first page, which belongs to one
+sequence alone for as long as it runs. One that goes on from where it was costs three numbers: first
+page, token, and how many pages it got since. Everything else is sent in whole.
+"""
+
+from __future__ import annotations
+
+import pickle
+from array import array
+
+from splitwiser_lab.model.batch import GREEDY, Batch, SamplingSpec, Sequence
+
+_Spec = tuple[float, float, float] | None
+_Whole = tuple[list[int], int, list[int], _Spec]
+_Known = tuple[int, list[int]]  # the position of a sequence's next token, and its pages
+_NOBODY: _Known = (-1, [])
+_IN_WHOLE = -1  # in place of the number of new pages
+_NO_PAGE = -1
+
+
+class Sender:
+    """The end that packs. Give it each batch once, in the order in which they are sent."""
+
+    def __init__(self) -> None:
+        self._known: dict[int, _Known] = {}  # by first page
+
+    def pack(self, batch: Batch) -> bytes:
+        """A batch as bytes that the other end's Receiver understands."""
+        numbers: list[int] = []
+        whole: list[_Whole] = []
+        specs: dict[int, _Spec] = {}
+        known: dict[int, _Known] = {}
+        for row, sequence in enumerate(batch.decode):
+            table, start = sequence.block_table, sequence.start
+            first = table[0] if table else _NO_PAGE
+            position, pages = self._known.get(first, _NOBODY)
+            new = _added(pages, table) if position == start else None
+            if new is None:
+                numbers += (first, 0, _IN_WHOLE)
+                whole.append(_flat(sequence))
+            else:
+                (token,) = sequence.tokens
+                numbers += (first, token, len(new), *new)
+                if sequence.sampling is not GREEDY:
+                    specs[row] = _spec(sequence.sampling)
+            known[first] = (start + 1, list(table) if new != [] else pages)  # a copy: the caller's may grow
+        self._known = known if batch.decode else self._known
+        prefill = [_flat(sequence) for sequence in batch.prefill]
+        return pickle.dumps((array("q", numbers).tobytes(), whole, specs, prefill), pickle.HIGHEST_PROTOCOL)
+
+
+class Receiver:
+    """The end that unpacks, in the order of sending."""
+
+    def __init__(self) -> None:
+        self._known: dict[int, _Known] = {}
+
+    def unpack(self, data: bytes) -> Batch:
+        """The batch that was packed."""
+        raw, whole, specs, prefill = pickle.loads(data)
+        numbers = array("q", raw)
+        decode: list[Sequence] = []
+        at, wholes = 0, iter(whole)
+        while at < len(numbers):
+            first, token, count = numbers[at : at + 3]
+            at += 3
+            if count == _IN_WHOLE:
+                decode.append(_sequence(next(wholes)))
+                continue
+            start, pages = self._known[first]
+            if count:
+                pages = pages + numbers[at : at + count].tolist()
+                at += count
+            spec = _sampling(specs[len(decode)]) if len(decode) in specs else GREEDY
+            decode.append(Sequence([token], start, pages, spec))
+        if decode:
+            self._known = {(s.block_table or [_NO_PAGE])[0]: (s.start + 1, s.block_table) for s in decode}
+        return Batch(decode, [_sequence(one) for one in prefill])
+
+
+def _added(pages: list[int], table: list[int]) -> list[int] | None:
+    """What `table` has beyond `pages`; None if it does not begin with them."""
+    if table == pages:
+        return []
+    return table[len(pages) :] if table[: len(pages)] == pages else None
+
+
+def _spec(spec: SamplingSpec | None) -> _Spec:
+    return None if spec is None else (spec.temperature, spec.top_p, spec.uniform)
+
+
+def _flat(sequence: Sequence) -> _Whole:
+    return sequence.tokens, sequence.start, sequence.block_table, _spec(sequence.sampling)
+
+
+def _sequence(flat: _Whole) -> Sequence:
+    tokens, start, table, spec = flat
+    return Sequence(tokens, start, table, _sampling(spec))
+
+
+def _sampling(spec: _Spec) -> SamplingSpec | None:
+    return None if spec is None else SamplingSpec(*spec)
