@@ -20,18 +20,21 @@ if TYPE_CHECKING:
     from splitwiser_lab.lab.guesses import reveal
     from splitwiser_lab.lab.live_lab import flip, live, replay
     from splitwiser_lab.lab.tables import table
+    from splitwiser_lab.lab.views import profile, roofline
 
 _HOMES = {
     "check": "exercises",
     "flip": "live_lab",
     "live": "live_lab",
+    "profile": "views",
     "replay": "live_lab",
     "reveal": "guesses",
+    "roofline": "views",
     "show": "display",
     "table": "tables",
 }
 
-__all__ = ["check", "flip", "live", "replay", "reveal", "setup", "show", "table"]
+__all__ = ["check", "flip", "live", "profile", "replay", "reveal", "roofline", "setup", "show", "table"]
 
 
 def __getattr__(name: str) -> Any:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from html import unescape
 from typing import Any, Literal
 
@@ -89,6 +89,28 @@ def show(picture: Any, title: str | None = None) -> None:
         raise TypeError(
             f"cannot show a {type(picture).__name__}: give a Timeline, {{mode: Timeline}}, a plotly figure or SVG text."
         )
+
+
+class Redrawn:
+    """One output that can be drawn again in its place: first the prediction, then what was measured beside it."""
+
+    def __init__(self) -> None:
+        self._handle: Any = None
+
+    def show(self, svg: str, figure: Callable[[], Any]) -> None:
+        """Show the static picture, and where there is a live front end the plotly figure that `figure` makes."""
+        form = choose_pictures().value
+        bundle = static(svg)
+        if form != "static":
+            bundle |= _interactive(figure(), form)
+        if not in_kernel():
+            print(bundle["text/plain"])
+        elif self._handle is None:
+            from IPython.display import display
+
+            self._handle = display(bundle, raw=True, display_id=True)  # type: ignore[no-untyped-call]
+        else:
+            self._handle.update(bundle, raw=True)
 
 
 def static(svg: str) -> dict[str, Any]:

@@ -77,7 +77,7 @@ def requests(timeline: Timeline, title: str | None = None) -> go.Figure:
     ticks = list(range(0, len(shown), -(-len(shown) // 25) or 1))
     labels = {"tickvals": ticks, "ticktext": [str(shown[i].id) for i in ticks]}
     figure.update_yaxes(title_text="request", range=[len(shown) - 0.4, -0.6], **labels)
-    _style(figure, title, height=130 + min(600, max(120, 20 * len(shown))))
+    style(figure, title, height=130 + min(600, max(120, 20 * len(shown))))
     figure.update_xaxes(title_text="ms", tickformat=",", rangemode="tozero")
     if len(shown) < len(arrived):
         _note(figure, f"{len(shown)} of {len(arrived)} requests are shown, evenly chosen.")
@@ -107,7 +107,7 @@ def itl(timelines: Mapping[str, Timeline], title: str | None = None) -> go.Figur
             line={"color": colour, "dash": dash, "width": 2.5},
             hovertemplate=f"{name}: %{{y:.1f}} % of the gaps take at most %{{x:.2f}} ms<extra></extra>",
         )
-    _style(figure, title, height=420)
+    style(figure, title, height=420)
     figure.update_xaxes(title_text="gap between two tokens (ms)", type="log", dtick="D2", tickformat=",")
     figure.update_yaxes(title_text="share of gaps (%)", range=[-2, 102])
     corner = {"x": 0.99, "xanchor": "right", "y": 0.03, "yref": "paper"}  # the corner that such curves leave free
@@ -141,7 +141,7 @@ def two_phases(rows: Sequence[Mapping[str, Any]], title: str | None = None) -> g
                 line={"color": PHASE_COLOURS[phase], "dash": dash, "width": 2.5},
                 marker={"symbol": symbol, "size": 8},
             )
-    _style(figure, title, height=420)
+    style(figure, title, height=420)
     # Two ticks per decade: plain numbers that do not crowd.
     figure.update_xaxes(title_text="tokens in one step", type="log", dtick="D2", tickformat=",")
     figure.update_yaxes(title_text="tokens per second", type="log", dtick="D2", tickformat="~s")
@@ -172,7 +172,7 @@ def _gantts(timelines: Mapping[str, Timeline], window: _Window | None, title: st
         top = 1.1 if any(change.time > 0 for change in timeline.modes) else 0.6
         labels = {"tickvals": list(names), "ticktext": list(names.values())}
         figure.update_yaxes(**labels, range=[lower - 0.4, top], row=row, col=1)
-    _style(figure, title, height=height + 40 * bool(title))
+    style(figure, title, height=height + 40 * bool(title))
     figure.update_yaxes(showgrid=False)
     figure.update_xaxes(range=[start * 1e3, end * 1e3], tickformat=",")
     figure.update_xaxes(title_text="ms", row=len(rows), col=1)
@@ -277,7 +277,8 @@ def _segments(request: RequestRecord, duration: float) -> tuple[tuple[float, flo
     return (request.arrival, begun), (begun, first), (first, end)
 
 
-def _style(figure: go.Figure, title: str | None, height: float) -> None:
+def style(figure: go.Figure, title: str | None, height: float) -> None:
+    """Give a figure the look that all of them share; `height` in pixels."""
     figure.update_layout(
         title={"text": title, "x": 0, "xref": "paper", "y": 1, "yanchor": "top", "pad": {"t": 14}},
         template="none",

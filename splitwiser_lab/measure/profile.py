@@ -118,7 +118,7 @@ def profile_phases(
     batches: Sequence[int] = (1, 8),
     *,
     new_tokens: int = 9,
-    repeats: int = 2,
+    repeats: int = 3,
     kernels: Kernels | None = None,
     report: Callable[[str], None] = lambda _: None,
 ) -> PhaseProfile:
