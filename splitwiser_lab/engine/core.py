@@ -11,7 +11,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from splitwiser_lab.engine.pages import PageAllocator
 from splitwiser_lab.engine.request import Request
@@ -27,12 +27,11 @@ _YIELD_SECONDS = 1e-4  # between two steps when other threads want to drive too
 
 @dataclass
 class Station:
-    """A lane, the policy that feeds it, and the batch under way there."""
+    """A lane, the policy that feeds it, and the batches under way there, oldest first."""
 
     lane: Lane
     policy: Policy
-    scheduled: Scheduled | None = None
-    ticket: Ticket | None = None
+    under_way: deque[tuple[Scheduled, Ticket]] = field(default_factory=deque)
 
 
 @dataclass(frozen=True)
@@ -104,6 +103,8 @@ class Core:
                 with self._lock:
                     timeout = before_step() if before_step else None
                     if done():
+                        if self.quiet:
+                            self._drain()  # what ran ahead for requests that have ended
                         break
                     if self.closed:
                         raise SplitwiserError("the engine was closed while requests were under way.")
@@ -130,10 +131,10 @@ class Core:
                 self._run_commands()
                 if self._switch is None:
                     self._submit()
-                under_way = [station.ticket for station in self._stations if station.ticket]
-                if not under_way:
+                oldest = [station.under_way[0][1] for station in self._stations if station.under_way]
+                if not oldest:
                     return self._settle_idle()
-                wait_any(under_way, timeout)
+                wait_any(oldest, timeout)
                 self._fold()
                 return True
             finally:
@@ -153,29 +154,35 @@ class Core:
     def _drain(self) -> None:
         """Wait for the batches under way and fold them back; submit nothing new."""
         for station in self._stations:
-            if station.ticket:
+            while station.under_way:
                 self._finish_batch(station)
-        for request in self.scheduler.running:
-            request.in_flight = False  # an interrupt may have come between choosing and folding back
+        self.scheduler.forget_under_way()  # an interrupt may have come between choosing and folding back
 
     def _submit(self) -> None:
+        """Keep every lane as busy as it can be: one that takes the tokens of its last batch itself runs ahead."""
         for station in self._stations:
-            while station.ticket is None:
-                scheduled = station.policy(self.scheduler)
+            lane = station.lane
+            while len(station.under_way) < lane.depth:
+                scheduled = station.policy(self.scheduler, lane.name)
                 if scheduled is None:
                     break
                 now = time.perf_counter()
                 for request in scheduled.requests:
                     request.scheduled = request.scheduled or now
                 try:
-                    station.ticket = station.lane.submit(scheduled.batch)
-                    station.scheduled = scheduled
+                    station.under_way.append((scheduled, lane.submit(scheduled.batch)))
                 except LaneError as error:
+                    for request in scheduled.requests:
+                        request.under_way.pop()
                     self._fail(scheduled.requests, error)
                 except BaseException:
-                    station.ticket = None
-                    station.lane.close()  # it may have begun: its answer would be taken for that of the next batch
+                    self._give_up(station)  # it may have begun: its answer would be taken for the next one's
                     raise
+
+    def _give_up(self, station: Station) -> None:
+        """Close a lane whose answers fit no question any more; requests go on from before its batches."""
+        station.under_way.clear()
+        station.lane.close()
 
     def _settle_idle(self) -> bool:
         """With no batch under way: switch modes if asked, and tell a quiet engine from a stuck one."""
@@ -193,28 +200,35 @@ class Core:
 
     def _fold(self) -> None:
         for station in self._stations:
-            if station.ticket and station.ticket.done():
+            if station.under_way and station.under_way[0][1].done():
                 self._finish_batch(station)
 
     def _finish_batch(self, station: Station) -> None:
-        ticket, scheduled = station.ticket, station.scheduled
-        assert ticket is not None and scheduled is not None
-        batch, requests = scheduled.batch, scheduled.requests
+        """Fold the oldest batch back. What it computed for requests that have ended meanwhile is dropped."""
         try:
-            station.ticket = station.scheduled = None
+            scheduled, ticket = station.under_way.popleft()
+            batch, requests = scheduled.batch, scheduled.requests
             result = ticket.result()
         except LaneError as error:
+            for request in requests:
+                request.under_way.popleft()
             self._fail(requests, error)
             return
         except BaseException:
-            station.lane.close()  # an answer half read: what follows in the pipe makes no sense
+            self._give_up(station)  # an answer half read: what follows in the pipe makes no sense
             raise
         now, lane = time.perf_counter(), station.lane.name
         counts = (batch.prefill_tokens, len(batch.decode), len(requests))
         cost = (batch.context_tokens, batch.attended_pairs, sum(token is not None for token in result.tokens))
         self.spans.append(Span(lane, batch.phase, result.start, result.end, *counts, self.mode.mode, *cost))
-        for number, (request, sequence, token) in enumerate(zip(requests, batch.sequences, result.tokens, strict=True)):
-            request.computed, request.in_flight = sequence.context, False
+        heard: list[tuple[Request, int | None]] = []
+        for number, (request, token) in enumerate(zip(requests, result.tokens, strict=True)):
+            part = request.under_way.popleft()
+            if request.done:
+                self.scheduler.came_back(request)
+                continue
+            request.computed = part.context
+            heard.append((request, token))
             if token is not None:
                 request.output.append(token)
                 request.token_times.append(now)
@@ -222,10 +236,11 @@ class Core:
                     request.hand_off = now  # its block table is all that decode needs: nothing moves
                 if reason := self._ends(request):
                     self._end(request, reason)
-        for request, token in zip(requests, result.tokens, strict=True):
+        for request, token in heard:
             if token is not None:
                 self._announce(request, token)
-            self._end_if_cancelled(request)
+            if request.cancel_requested and not request.done:
+                self._end(request, "cancelled")
 
     def _announce(self, request: Request, token: int) -> None:
         """Tell whoever listens. A listener may do anything, even cancel, close or interrupt."""
@@ -238,7 +253,7 @@ class Core:
             request.error = error
 
     def _end_if_cancelled(self, request: Request) -> None:
-        if request.cancel_requested and not request.in_flight and not request.done:
+        if request.cancel_requested and not request.under_way and not request.done:
             self._end(request, "cancelled")
 
     def _end(self, request: Request, reason: FinishReason, error: Exception | None = None) -> None:
@@ -247,8 +262,10 @@ class Core:
 
     def _fail(self, requests: Sequence[Request], error: Exception) -> None:
         for request in requests:
-            request.in_flight = False
-            self._end(request, "error", error)
+            if request.done:
+                self.scheduler.came_back(request)
+            else:
+                self._end(request, "error", error)
 
     def _command(self, command: Callable[[], None]) -> None:
         self._commands.append(command)
@@ -270,7 +287,7 @@ class Core:
 
     @property
     def _can_switch(self) -> bool:
-        return self._switch is not None and not any(station.ticket for station in self._stations)
+        return self._switch is not None and not any(station.under_way for station in self._stations)
 
     def close(self) -> list[Lane]:
         """Refuse all further work and return the lanes in use."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from numbers import Real
@@ -9,7 +10,7 @@ from numbers import Real
 import numpy as np
 
 from splitwiser_lab.errors import RequestError
-from splitwiser_lab.model.batch import GREEDY, SamplingSpec, Sequence
+from splitwiser_lab.model.batch import GREEDY, PENDING, SamplingSpec, Sequence
 from splitwiser_lab.timeline import FinishReason, Phase, RequestRecord
 
 
@@ -52,7 +53,11 @@ class Sampling:
 
 @dataclass(eq=False)
 class Request:
-    """A prompt on its way through the engine. `pages` is its block table, `computed` the tokens in the pool."""
+    """A prompt on its way through the engine. `pages` is its block table, `computed` the tokens in the pool.
+
+    While parts of it are in batches `under_way` on `lane`, it can be scheduled there again before their
+    tokens were read: `length`, `phase` and `next_tokens` take them as done.
+    """
 
     id: int
     prompt: list[int]
@@ -62,7 +67,8 @@ class Request:
     output: list[int] = field(default_factory=list)
     pages: list[int] = field(default_factory=list)
     computed: int = 0
-    in_flight: bool = False
+    under_way: deque[Sequence] = field(default_factory=deque)
+    lane: str | None = None
     cancel_requested: bool = False
     token_times: list[float] = field(default_factory=list)
     scheduled: float | None = None
@@ -73,14 +79,30 @@ class Request:
     error: Exception | None = None
 
     @property
+    def unread(self) -> int:
+        """Tokens that batches under way pick for it."""
+        return sum(part.sampling is not None for part in self.under_way)
+
+    @property
+    def reached(self) -> int:
+        """Tokens in the pool once the batches under way are done."""
+        return self.under_way[-1].context if self.under_way else self.computed
+
+    @property
     def length(self) -> int:
-        """Tokens known so far, prompt and output."""
-        return len(self.prompt) + len(self.output)
+        """Tokens known so far or under way, prompt and output."""
+        return len(self.prompt) + len(self.output) + self.unread
+
+    @property
+    def wants_more(self) -> bool:
+        """Whether another token may be asked for. Other ends than its length are seen when tokens are read."""
+        return len(self.output) + self.unread < self.sampling.max_new_tokens
 
     @property
     def phase(self) -> Phase:
         """Decode once all tokens but the newest are in the pool. A preempted request prefills again."""
-        return "decode" if self.output and self.computed == self.length - 1 else "prefill"
+        length = self.length
+        return "decode" if length > len(self.prompt) and self.reached == length - 1 else "prefill"
 
     @property
     def done(self) -> bool:
@@ -89,10 +111,14 @@ class Request:
 
     def next_tokens(self, count: int) -> Sequence:
         """The next `count` tokens as part of a batch; the last known token asks for its successor."""
-        end = self.computed + count
-        tokens = (self.prompt + self.output)[self.computed : end] if self.phase == "prefill" else self.output[-1:]
-        spec = self.sampling.spec(len(self.output)) if end == self.length else None
-        return Sequence(tokens, self.computed, list(self.pages), spec)
+        start, length = self.reached, self.length
+        end = start + count
+        if self.phase == "prefill":
+            tokens = (self.prompt + self.output)[start:end]
+        else:
+            tokens = [PENDING] if self.unread else self.output[-1:]
+        spec = self.sampling.spec(length - len(self.prompt)) if end == length else None
+        return Sequence(tokens, start, list(self.pages), spec)
 
     def finish(self, reason: FinishReason, now: float, error: Exception | None = None) -> None:
         """Mark it as ended."""

@@ -30,10 +30,18 @@ class Ticket(Protocol):
 
 
 class Lane(Protocol):
-    """Where batches execute, one at a time. The engine submits the next when the ticket is done."""
+    """Where batches execute, one after the other, in the order in which they were submitted."""
 
     name: str
     cores: list[int]  # of the CPU, for lanes that have a share of them; may change between two batches
+
+    @property
+    def depth(self) -> int:
+        """Batches that may be submitted before their tickets are done.
+
+        A lane of more than one takes `PENDING` tokens from the batch that picked them.
+        """
+        ...
 
     def start(self) -> None:
         """Make the lane ready, waiting where it takes long. Raises LaneError with the reason it cannot be."""

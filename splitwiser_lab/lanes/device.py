@@ -15,6 +15,7 @@ from splitwiser_lab.errors import LaneError
 from splitwiser_lab.lanes.base import spread
 from splitwiser_lab.lanes.ranges import batch_range
 from splitwiser_lab.model.batch import Batch, BatchResult
+from splitwiser_lab.model.runner import Runner, runner_for
 from splitwiser_lab.model.transformer import Transformer
 
 _CLOCK_SECONDS = 20.0  # how long one anchor of the device's clock is trusted
@@ -23,24 +24,36 @@ _CLOCK_SECONDS = 20.0  # how long one anchor of the device's clock is trusted
 class DeviceLane:
     """Launches each batch at `submit` and returns; the device runs them in order."""
 
-    def __init__(self, name: str, transformer: Transformer, stream: torch.cuda.Stream) -> None:
+    def __init__(
+        self, name: str, transformer: Transformer, stream: torch.cuda.Stream, multiprocessors: int | None = None
+    ) -> None:
+        """`multiprocessors` are those that the stream may use; None for all."""
         self.name, self.stream = name, stream
         self.cores: list[int] = []  # the host only launches: whatever the process has
-        self._transformer = transformer
+        self._transformer, self._multiprocessors = transformer, multiprocessors
         self._clock: DeviceClock | None = None
+        self._runner: Runner | None = None
+
+    @property
+    def depth(self) -> int:
+        """Batches that may be under way: more than one where picked tokens stay on the device."""
+        return self._runner.depth if self._runner else 1
 
     def start(self) -> None:
         """Let what other streams wrote so far (weights, pool) be seen on this one, and set the clock."""
         if self._clock is None:
             torch.cuda.synchronize(self.stream.device)
             self._clock = DeviceClock(self.stream.device)
+        if self._runner is None:
+            with torch.cuda.stream(self.stream):
+                self._runner = runner_for(self._transformer, self._multiprocessors)
 
     def submit(self, batch: Batch) -> DeviceTicket:
         try:
             self.start()
-            assert self._clock is not None
+            assert self._clock is not None and self._runner is not None
             with torch.cuda.stream(self.stream), batch_range(self.name, batch):
-                return DeviceTicket(self.name, self._transformer, batch, self._clock)
+                return DeviceTicket(self.name, self._runner, batch, self._clock)
         except Exception as error:
             raise LaneError(f"lane {self.name!r}: a batch failed: {error}") from error
 
@@ -48,7 +61,7 @@ class DeviceLane:
         """Wait until the device has done what was launched here."""
         if self._clock is not None:
             self.stream.synchronize()
-            self._clock = None
+            self._clock = self._runner = None
 
 
 class DeviceClock:
@@ -77,12 +90,12 @@ class DeviceClock:
 class DeviceTicket:
     """A batch launched on the current stream; its tokens are copied to the host behind it."""
 
-    def __init__(self, lane: str, transformer: Transformer, batch: Batch, clock: DeviceClock) -> None:
+    def __init__(self, lane: str, runner: Runner, batch: Batch, clock: DeviceClock) -> None:
         clock.refresh()
         self._lane, self._batch, self._clock = lane, batch, clock
         self._start, self._end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         self._start.record()
-        picked = transformer.run(batch)
+        picked = runner.run(batch)
         self._host_tokens = torch.empty(picked.shape, dtype=picked.dtype, pin_memory=True)
         self._host_tokens.copy_(picked, non_blocking=True)
         self._end.record()

@@ -55,7 +55,9 @@ class LaneHouse:
         if kind == "partition":
             assert share is not None
             partition = self._partition(share)
-            return DeviceLane(name, self._transformer, partition.decode if name == "decode" else partition.prefill)
+            if name == "decode":
+                return DeviceLane(name, self._transformer, partition.decode, partition.decode_sms)
+            return DeviceLane(name, self._transformer, partition.prefill, partition.prefill_sms)
         high = kind == "stream" and name == "decode"
         return DeviceLane(name, self._transformer, stream_of(self, self._device, high))
 

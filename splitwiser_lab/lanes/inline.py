@@ -14,6 +14,8 @@ from splitwiser_lab.model.transformer import Transformer
 class InlineLane:
     """Runs each batch at `submit`, in the calling thread."""
 
+    depth = 1
+
     def __init__(self, name: str, transformer: Transformer) -> None:
         self.name, self._transformer = name, transformer
         self.cores: list[int] = []  # whatever the process has

@@ -61,6 +61,8 @@ class Failure:
 class ProcessLane:
     """A lane in a child process. On a CPU it computes on `cores`, which may be changed between two batches."""
 
+    depth = 1
+
     def __init__(self, name: str, transformer: Transformer, share: MpsShare | None = None) -> None:
         """With `share`, the child is a client of an MPS daemon and has that share of the GPU's SMs."""
         self.name, self._transformer, self._share = name, transformer, share

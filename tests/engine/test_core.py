@@ -44,8 +44,8 @@ class FakeTicket:
 class FakeLane:
     """Remembers its batches. `fail_next` is raised by the next submit; `held` batches wait for the test."""
 
-    def __init__(self, name: str) -> None:
-        self.name, self.cores = name, []
+    def __init__(self, name: str, depth: int = 1) -> None:
+        self.name, self.cores, self.depth = name, [], depth
         self.held, self.release_when_asked, self.closed = False, False, 0
         self.fail_next: BaseException | None = None
         self.tickets: list[FakeTicket] = []
@@ -128,7 +128,7 @@ def test_an_interrupt_leaves_nothing_half_way(core: Core, main: FakeLane, where:
         run(core, *requests)
     assert main.closed == 1
     requests = requests or requests_already_in
-    assert not any(r.in_flight or r.done for r in requests)
+    assert not any(r.under_way or r.done for r in requests)
     run(core)
     assert [r.output for r in requests] == [[5, 6, 7, 8], [7, 8, 9, 10]]
 

@@ -36,7 +36,8 @@ def fold(scheduled: Scheduled | None) -> list[tuple[int, int]]:
     """As the engine does when a batch is done. Gives (request, tokens) of the batch, decoding ones first."""
     assert scheduled is not None
     for each, sequence in zip(scheduled.requests, scheduled.batch.sequences, strict=True):
-        each.computed, each.in_flight = sequence.context, False
+        assert each.under_way.popleft() is sequence
+        each.computed = sequence.context
         if sequence.sampling is not None:
             each.output.append(100 + len(each.output))
     return [(r.id, len(s.tokens)) for r, s in zip(scheduled.requests, scheduled.batch.sequences, strict=True)]

@@ -87,6 +87,7 @@ def device(monkeypatch: pytest.MonkeyPatch) -> type[Device]:
     monkeypatch.setattr(torch.cuda, "synchronize", lambda device: Device.current.synchronize())
     monkeypatch.setattr(device_module.time, "perf_counter", lambda: Device.now)
     plain = torch.empty
+    monkeypatch.setattr(device_module, "runner_for", lambda transformer, multiprocessors: transformer)
     monkeypatch.setattr(torch, "empty", lambda *args, pin_memory=False, **kwargs: plain(*args, **kwargs))
     return Device
 
