@@ -24,7 +24,7 @@ import torch
 from splitwiser_lab.errors import HardwareError, LaneError
 from splitwiser_lab.hardware import cores
 from splitwiser_lab.lanes.mps import MpsShare
-from splitwiser_lab.lanes.wire import Sender
+from splitwiser_lab.lanes.wire import Answer, Failure, Ready, Sender, has_come, receive_answer
 from splitwiser_lab.model.batch import Batch, BatchResult
 from splitwiser_lab.model.config import ModelConfig
 from splitwiser_lab.model.transformer import Transformer
@@ -50,18 +50,8 @@ class WorkerSetup:
     under_mps: bool
 
 
-@dataclass(frozen=True)
-class Failure:
-    """A worker's answer to a batch that failed; `fatal` when the worker ends with it."""
-
-    text: str
-    fatal: bool
-
-
 class ProcessLane:
     """A lane in a child process. On a CPU it computes on `cores`, which may be changed between two batches."""
-
-    depth = 1
 
     def __init__(self, name: str, transformer: Transformer, share: MpsShare | None = None) -> None:
         """With `share`, the child is a client of an MPS daemon and has that share of the GPU's SMs."""
@@ -70,6 +60,7 @@ class ProcessLane:
         self.cores: list[int] = []
         self._process: subprocess.Popen[bytes] | None = None
         self._connection: Connection | None = None
+        self.depth = 1  # until the worker says otherwise
         self._ready = False
         self._sender = Sender()
         self._under_way: deque[RemoteTicket] = deque()  # in the order in which the answers come
@@ -145,8 +136,9 @@ class ProcessLane:
             if not self._connection.poll(_START_SECONDS):
                 self.close()
                 raise LaneError(f"lane {self.name!r}: its process did not start within {_START_SECONDS:.0f} s.")
-            self.receive()
-            self._ready = True
+            ready = self.receive()
+            assert isinstance(ready, Ready)
+            self.depth, self._ready = ready.depth, True
 
     def submit(self, batch: Batch) -> RemoteTicket:
         """Send a batch. A worker that died since its last batch, or never saw this one, is started anew."""
@@ -171,33 +163,35 @@ class ProcessLane:
     def _send(self, batch: Batch) -> None:
         assert self._connection is not None
         share = (self.cores or cores()) if self.on_cpu else None
-        self._connection.send((share, self._sender.pack(batch)))
+        self._connection.send_bytes(self._sender.pack(batch, share))
 
     def _died_idle(self) -> bool:
         """Whether worker or daemon are gone. Between two batches a worker has nothing to say: if it does, it ended."""
         assert self._process is not None and self._connection is not None
-        gone = self._process.poll() is not None or self._connection.poll()
+        gone = self._process.poll() is not None or has_come(self._connection)
         return gone or (self._share is not None and self._share.daemon.ended())
 
     def has_answer_for(self, ticket: RemoteTicket) -> bool:
         """Whether the next answer is that ticket's, and has come."""
         assert self._connection is not None
-        return self._under_way[0] is ticket and self._connection.poll()
+        return self._under_way[0] is ticket and has_come(self._connection)
 
     def collect(self) -> None:
         """Wait for the next answer and give it to its ticket. An error is an answer, too."""
+        answer: Answer | LaneError
         try:
-            answer: BatchResult | LaneError = self.receive()
+            answer = self.receive()
         except LaneError as error:
             answer = error
+        assert isinstance(answer, BatchResult | LaneError)
         if self._under_way:  # else the worker died, and each has got its error
             self._under_way.popleft().answer = answer
 
-    def receive(self) -> BatchResult:
+    def receive(self) -> Answer:
         """The worker's next answer. Raises LaneError when the batch failed there, or the worker died."""
         assert self._connection is not None
         try:
-            answer = self._connection.recv()
+            answer = receive_answer(self._connection)
         except (EOFError, OSError):
             raise self._died() from None
         if isinstance(answer, Failure):
@@ -208,7 +202,7 @@ class ProcessLane:
             if answer.fatal:
                 self._end(error)
             raise error
-        return answer  # type: ignore[no-any-return]
+        return answer
 
     def close(self) -> None:
         """End the worker: closing its pipe asks it to, a kill makes it."""

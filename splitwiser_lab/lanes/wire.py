@@ -8,9 +8,12 @@ page, token, and how many pages it got since. Everything else is sent in whole.
 from __future__ import annotations
 
 import pickle
+import select
 from array import array
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
 
-from splitwiser_lab.model.batch import GREEDY, Batch, SamplingSpec, Sequence
+from splitwiser_lab.model.batch import GREEDY, Batch, BatchResult, SamplingSpec, Sequence
 
 _Spec = tuple[float, float, float] | None
 _Whole = tuple[list[int], int, list[int], _Spec]
@@ -26,8 +29,8 @@ class Sender:
     def __init__(self) -> None:
         self._known: dict[int, _Known] = {}  # by first page
 
-    def pack(self, batch: Batch) -> bytes:
-        """A batch as bytes that the other end's Receiver understands."""
+    def pack(self, batch: Batch, cores: list[int] | None) -> bytes:
+        """A batch, and the cores to run it on, as bytes that the other end's Receiver understands."""
         numbers: list[int] = []
         whole: list[_Whole] = []
         specs: dict[int, _Spec] = {}
@@ -48,7 +51,7 @@ class Sender:
             known[first] = (start + 1, list(table) if new != [] else pages)  # a copy: the caller's may grow
         self._known = known if batch.decode else self._known
         prefill = [_flat(sequence) for sequence in batch.prefill]
-        return pickle.dumps((array("q", numbers).tobytes(), whole, specs, prefill), pickle.HIGHEST_PROTOCOL)
+        return pickle.dumps((array("q", numbers).tobytes(), whole, specs, prefill, cores), pickle.HIGHEST_PROTOCOL)
 
 
 class Receiver:
@@ -57,9 +60,9 @@ class Receiver:
     def __init__(self) -> None:
         self._known: dict[int, _Known] = {}
 
-    def unpack(self, data: bytes) -> Batch:
-        """The batch that was packed."""
-        raw, whole, specs, prefill = pickle.loads(data)
+    def unpack(self, data: bytes) -> tuple[Batch, list[int] | None]:
+        """The batch that was packed, and its cores."""
+        raw, whole, specs, prefill, cores = pickle.loads(data)
         numbers = array("q", raw)
         decode: list[Sequence] = []
         at, wholes = 0, iter(whole)
@@ -77,7 +80,44 @@ class Receiver:
             decode.append(Sequence([token], start, pages, spec))
         if decode:
             self._known = {(s.block_table or [_NO_PAGE])[0]: (s.start + 1, s.block_table) for s in decode}
-        return Batch(decode, [_sequence(one) for one in prefill])
+        return Batch(decode, [_sequence(one) for one in prefill]), cores
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A worker's first answer: how many batches may be under way there."""
+
+    depth: int
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A worker's answer to a batch that failed; `fatal` when the worker ends with it."""
+
+    text: str
+    fatal: bool
+
+
+Answer = Ready | Failure | BatchResult
+
+
+def send_answer(connection: Connection, answer: Answer) -> None:
+    """Send it; a result as a plain tuple, since there is one for each step."""
+    plain = (answer.tokens, answer.start, answer.end) if isinstance(answer, BatchResult) else answer
+    connection.send_bytes(pickle.dumps(plain, pickle.HIGHEST_PROTOCOL))
+
+
+def receive_answer(connection: Connection) -> Answer:
+    """The next answer. Raises EOFError or OSError when the other end is gone."""
+    plain = pickle.loads(connection.recv_bytes())
+    return BatchResult(*plain) if isinstance(plain, tuple) else plain
+
+
+def has_come(connection: Connection) -> bool:
+    """Whether something can be read, or the other end is gone. `Connection.poll` takes ten times as long to say so."""
+    poll = select.poll()
+    poll.register(connection.fileno(), select.POLLIN)
+    return bool(poll.poll(0))
 
 
 def _added(pages: list[int], table: list[int]) -> list[int] | None:

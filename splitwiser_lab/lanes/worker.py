@@ -8,15 +8,20 @@ import signal
 import sys
 import threading
 import traceback
+from collections import deque
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING
 
-from splitwiser_lab.lanes.process import Failure, WorkerSetup
-from splitwiser_lab.lanes.wire import Receiver
+from splitwiser_lab.errors import LaneError
+from splitwiser_lab.lanes.base import wait_any
+from splitwiser_lab.lanes.process import WorkerSetup
+from splitwiser_lab.lanes.wire import Failure, Ready, Receiver, send_answer
 
 if TYPE_CHECKING:
-    from splitwiser_lab.lanes.base import Lane
+    from splitwiser_lab.lanes.base import Lane, Ticket
+    from splitwiser_lab.model.batch import BatchResult
 
+_LOOK_SECONDS = 1e-4  # between two looks at a GPU's events, while another batch may come
 _NO_DAEMON = 75  # exit code, as sysexits.h has it: what was needed is gone for now
 
 
@@ -33,10 +38,10 @@ def main(fd: int, lifeline: int | None = None) -> None:
         try:
             lane = _lane(setup)
         except Exception:
-            connection.send(Failure(traceback.format_exc(), fatal=True))
+            send_answer(connection, Failure(traceback.format_exc(), fatal=True))
             return
-        connection.send(None)  # ready
-        _serve(connection, lane)
+        send_answer(connection, Ready(lane.depth))
+        Server(connection, lane).run()
 
 
 def _lane(setup: WorkerSetup) -> Lane:
@@ -66,28 +71,54 @@ def _lane(setup: WorkerSetup) -> Lane:
     return lane
 
 
-def _serve(connection: Connection, lane: Lane) -> None:
-    import torch
+class Server:
+    """Runs the batches that come, as many at a time as the lane takes, and answers in their order."""
 
-    receiver = Receiver()
-    current: list[int] | None = None
-    while True:
-        cores, packed = connection.recv()
-        batch = receiver.unpack(packed)
+    def __init__(self, connection: Connection, lane: Lane) -> None:
+        self._connection, self._lane, self._receiver = connection, lane, Receiver()
+        self._under_way: deque[Ticket | Failure] = deque()
+        self._cores: list[int] | None = None
+
+    def run(self) -> None:
+        """Serve until the pipe closes (EOFError or ConnectionError), or the GPU refuses this process."""
+        while True:
+            if self._under_way and (len(self._under_way) >= self._lane.depth or self._oldest_is_done()):
+                if not self._answer(self._under_way.popleft()):
+                    return
+            elif not self._under_way or self._connection.poll(_LOOK_SECONDS):
+                self._under_way.append(self._take())
+
+    def _oldest_is_done(self) -> bool:
+        oldest = self._under_way[0]
+        return isinstance(oldest, Failure) or oldest.done()
+
+    def _take(self) -> Ticket | Failure:
+        """Begin the next batch; wait for one if there is none."""
+        data = self._connection.recv_bytes()
         try:
-            if cores != current:
-                torch.set_num_threads(len(cores))
-                pin(cores)
-                current = cores
-            connection.send(lane.submit(batch).result())
+            batch, cores = self._receiver.unpack(data)
+            if cores is not None and cores != self._cores:
+                compute_on(cores)
+                self._cores = cores
+            return self._lane.submit(batch)
         except Exception:
-            fatal = _gpu_refuses()
-            connection.send(Failure(traceback.format_exc(), fatal))
-            if fatal:
-                return  # the lane starts another process for its next batch
+            return Failure(traceback.format_exc(), gpu_refuses())
+
+    def _answer(self, oldest: Ticket | Failure) -> bool:
+        """Send what came of a batch, once it is done. False when it was this process's last."""
+        answer = oldest if isinstance(oldest, Failure) else self._result(oldest)
+        send_answer(self._connection, answer)
+        return not (isinstance(answer, Failure) and answer.fatal)
+
+    def _result(self, ticket: Ticket) -> BatchResult | Failure:
+        wait_any([ticket])  # which sleeps between two looks: the other lane may need this core
+        try:
+            return ticket.result()
+        except LaneError:
+            return Failure(traceback.format_exc(), gpu_refuses())
 
 
-def _gpu_refuses() -> bool:
+def gpu_refuses() -> bool:
     """Whether the error has cost this process its GPU: after most kinds, every later call fails too."""
     import torch
 
@@ -104,8 +135,11 @@ def _end_with(lifeline: int) -> None:
     os._exit(_NO_DAEMON)
 
 
-def pin(cores: list[int]) -> None:
-    """Keep every thread of this process on `cores`, where the system can (Linux)."""
+def compute_on(cores: list[int]) -> None:
+    """Use as many threads as `cores`, and keep them there where the system can (Linux)."""
+    import torch
+
+    torch.set_num_threads(len(cores))
     if hasattr(os, "sched_setaffinity"):
         for thread in os.listdir("/proc/self/task"):
             with contextlib.suppress(ProcessLookupError):
