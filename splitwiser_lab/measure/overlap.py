@@ -8,12 +8,13 @@ machine, doing only that phase; all three runs are taken by turns, in the same p
 
 from __future__ import annotations
 
-import random
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Literal
+
+import numpy as np
 
 from splitwiser_lab.engine.engine import Engine
 from splitwiser_lab.engine.request import Request
@@ -21,6 +22,8 @@ from splitwiser_lab.measure.mode_spec import ModeSpec
 from splitwiser_lab.metrics import rate
 
 Load = Literal["prefill", "decode", "both"]
+WARM_UP_SECONDS = 0.3
+_PATIENCE = 4  # prompts that may pass a decode that gets no turn
 _WAITING = 2  # prompts kept waiting, so that prefill never runs dry
 
 
@@ -45,6 +48,18 @@ class Overlap:
         return self.decode_alone / self.decode if self.decode else None
 
 
+@dataclass(frozen=True)
+class Shape:
+    """The load: prompts of `prefill_tokens` always wait, `decode_batch` requests of `context` tokens decode."""
+
+    prefill_tokens: int = 512
+    decode_batch: int = 1
+    context: int = 512
+
+    def __str__(self) -> str:
+        return f"prefill {self.prefill_tokens} with decode {self.decode_batch}@{self.context}"
+
+
 def measure_overlap(
     engine: Engine,
     modes: Sequence[str],
@@ -57,18 +72,18 @@ def measure_overlap(
     """Measure each mode `repeats` times, interleaved: per round, each phase alone and then every mode with both.
 
     Prompts of `prefill_tokens` are always waiting; `decode_batch` requests of `context` tokens decode all
-    the while. Each run lasts `seconds` after it has settled. The engine is left in its present mode.
+    the while. Each run lasts `seconds` after it has settled. The engine is left in its present mode. A mode may
+    carry options: `"chunked:chunk_tokens=256"`.
     """
     before, found = engine.mode, {mode: [] for mode in modes}  # type: tuple[str, dict[str, list[Overlap]]]
-    shape = (prefill_tokens, decode_batch, context)
+    shape = Shape(prefill_tokens, decode_batch, context)
     for number in range(repeats + 1):
-        engine.set_mode("sequential")
-        alone = [_run(engine, load, shape, seconds if number else 0.3) for load in ("prefill", "decode")]
+        window = seconds if number else WARM_UP_SECONDS
+        alone = rates_alone(engine, shape, window)
         for mode in modes:
-            ModeSpec.parse(mode).set(engine)
-            together = _run(engine, "both", shape, seconds if number else 0.3)
+            overlap = overlap_in(engine, mode, shape, window, alone)
             if number:  # round 0 warms up
-                found[mode].append(Overlap(mode, alone[0][0], alone[1][1], *together))
+                found[mode].append(overlap)
     engine.set_mode(before)
     return found
 
@@ -87,18 +102,26 @@ def measure_limit(
     What is missing from here to the gain is what the phases take from each other: bandwidth, caches, clocks.
     """
     before, limits = engine.mode, []
-    shape = (prefill_tokens, decode_batch, context)
+    shape = Shape(prefill_tokens, decode_batch, context)
     for number in range(repeats + 1):
-        rates = []
-        for where in ("sequential", mode):
-            ModeSpec.parse(where).set(engine)
-            length = seconds if number else 0.3
-            rates.append((_run(engine, "prefill", shape, length)[0], _run(engine, "decode", shape, length)[1]))
-        (prefill_alone, decode_alone), (prefill, decode) = rates
+        window = seconds if number else WARM_UP_SECONDS
+        whole, lane = (rates_alone(engine, shape, window, where) for where in ("sequential", mode))
         if number:  # round 0 warms up
-            limits.append(prefill / prefill_alone + decode / decode_alone)
+            limits.append(lane[0] / whole[0] + lane[1] / whole[1])
     engine.set_mode(before)
     return limits
+
+
+def rates_alone(engine: Engine, shape: Shape, seconds: float, mode: str = "sequential") -> tuple[float, float]:
+    """Prefill and decode tokens per second in `mode`, each with nothing beside it; leaves the engine in that mode."""
+    ModeSpec.parse(mode).set(engine)
+    return _run(engine, "prefill", shape, seconds)[0], _run(engine, "decode", shape, seconds)[1]
+
+
+def overlap_in(engine: Engine, mode: str, shape: Shape, seconds: float, alone: tuple[float, float]) -> Overlap:
+    """Both phases in `mode` (as `ModeSpec.parse` reads it), against `rates_alone` of a moment before."""
+    ModeSpec.parse(mode).set(engine)
+    return Overlap(mode, *alone, *_run(engine, "both", shape, seconds))
 
 
 def median_gain(measured: Sequence[Overlap]) -> float:
@@ -106,22 +129,28 @@ def median_gain(measured: Sequence[Overlap]) -> float:
     return median(overlap.gain for overlap in measured)
 
 
-def _run(engine: Engine, load: Load, shape: tuple[int, int, int], seconds: float) -> tuple[float, float]:
+def _run(engine: Engine, load: Load, shape: Shape, seconds: float) -> tuple[float, float]:
     """Prefill and decode tokens per second under a steady load of one phase or of both."""
-    prefill_tokens, decode_batch, context = shape
-    draw = random.Random(0)
+    prefill_tokens, decode_batch, context = shape.prefill_tokens, shape.decode_batch, shape.context
+    draw = np.random.default_rng(0)
     live: set[Request] = set()
     window = {"start": 0.0, "end": float("inf")}
     settled = {"prefill": load == "decode", "decode": load == "prefill"}
+    done = {"prefill": 0, "decode": 0}
+    starved_after = 1 if engine.mode == "sequential" else _PATIENCE
 
     def prompt(length: int) -> list[int]:
-        return [draw.randrange(10, engine.config.vocab_size) for _ in range(length)]
+        tokens: list[int] = draw.integers(10, engine.config.vocab_size, length).tolist()  # quick: the lanes wait
+        return tokens
 
     def submit(length: int, new: int, phase: str) -> None:
         def on_token(request: Request, _: int) -> None:
             now = time.perf_counter()
             # Settled: every decoding request has its first token, and a prompt came through beside them.
             settled[phase] = settled[phase] or (phase == "prefill") or len(request.output) > 1
+            done[phase] += request.done
+            # Where decode starves behind prefill (one lane in turns), nothing would settle it: prefill does.
+            settled["decode"] = settled["decode"] or done["prefill"] >= starved_after
             if not window["start"] and all(settled.values()):
                 window.update(start=now, end=now + seconds)
             over = now > window["end"]
@@ -140,10 +169,12 @@ def _run(engine: Engine, load: Load, shape: tuple[int, int, int], seconds: float
     if load != "decode":
         for _ in range(_WAITING):
             submit(prefill_tokens, 1, "prefill")
-    # Where decode starves behind prefill (one lane in turns), nothing would settle it: prefill does.
-    settled["decode"] = settled["decode"] or engine.mode == "sequential"
     origin = time.perf_counter()
-    engine.run()
+    try:
+        engine.run()
+    finally:  # after an error or an interrupt: nobody else is to carry these out
+        for request in live:
+            engine.cancel(request)
     timeline = engine.timeline(origin)
     start, end = window["start"] - origin, min(window["end"] - origin, timeline.duration)
     return rate(timeline, "prefill", start, end), rate(timeline, "decode", start, end)

@@ -10,12 +10,15 @@ import importlib.util
 import json
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import IO, Any, Protocol
 
 from splitwiser_lab.engine.engine import Engine
+from splitwiser_lab.model.shapes import shape_config
 
+_VLLM_SHARE = 0.85  # of the GPU memory that our engine and the reference leave free
 _WORKER = Path(__file__).with_name("vllm_worker.py")
 
 
@@ -52,14 +55,21 @@ class OursPeer:
         """Nothing of its own."""
 
 
-class GeneratePeer:
-    """transformers' `generate`, all prompts in one batch."""
-
-    name = "HF generate"
+class _TransformersPeer:
+    """What both of transformers' ways share: a model, which stays the caller's."""
 
     def __init__(self, model: Any) -> None:
         """`model` is an AutoModelForCausalLM in eval mode."""
         self._model = model
+
+    def close(self) -> None:
+        """Nothing of its own."""
+
+
+class GeneratePeer(_TransformersPeer):
+    """transformers' `generate`, all prompts in one batch."""
+
+    name = "HF generate"
 
     def run(self, prompts: list[list[int]], new_tokens: int) -> tuple[float, list[list[int]]]:
         """One call of `generate`, greedy, until every row has `new_tokens`."""
@@ -80,18 +90,11 @@ class GeneratePeer:
             tokens = out[:, len(prompts[0]) :].tolist()  # waits for the device
             return time.perf_counter() - start, tokens
 
-    def close(self) -> None:
-        """Nothing of its own."""
 
-
-class GenerateBatchPeer:
+class GenerateBatchPeer(_TransformersPeer):
     """transformers' `generate_batch`: its continuous batching over pages."""
 
     name = "HF generate_batch"
-
-    def __init__(self, model: Any) -> None:
-        """`model` is an AutoModelForCausalLM in eval mode."""
-        self._model = model
 
     def run(self, prompts: list[list[int]], new_tokens: int) -> tuple[float, list[list[int]]]:
         """One call of `generate_batch`; its cache is sized for these prompts, as a user would."""
@@ -100,7 +103,8 @@ class GenerateBatchPeer:
         page = 32
         blocks = len(prompts) * -(-(len(prompts[0]) + new_tokens) // page) + 8
         config = GenerationConfig(max_new_tokens=new_tokens, do_sample=False, eos_token_id=-1, pad_token_id=0)
-        batching = ContinuousBatchingConfig(num_blocks=blocks, page_size=page, max_batch_tokens=512)
+        budget = 512 if self._model.device.type == "cpu" else 8192  # as our own prefill batches there
+        batching = ContinuousBatchingConfig(num_blocks=blocks, page_size=page, max_batch_tokens=budget)
         start = time.perf_counter()
         out = self._model.generate_batch(
             prompts, generation_config=config, continuous_batching_config=batching, progress_bar=False
@@ -108,18 +112,26 @@ class GenerateBatchPeer:
         tokens = [[int(token) for token in output.generated_tokens] for output in out.values()]
         return time.perf_counter() - start, tokens
 
-    def close(self) -> None:
-        """Nothing of its own."""
-
 
 class VllmPeer:
     """vLLM in a process of its own, with its own Python: it wants other versions than this package."""
 
     name = "vLLM"
 
-    def __init__(self, python: str, folder: Path, dtype: str, device: str, max_tokens: int) -> None:
-        """Start an engine over the model in `folder`. Raises RuntimeError with vLLM's own words when it cannot."""
-        settings = {"model": str(folder), "dtype": dtype, "cpu": device == "cpu", "max_model_len": max_tokens}
+    def __init__(
+        self, python: str, folder: Path, dtype: str, device: str, max_tokens: int, random_weights: bool = False
+    ) -> None:
+        """Start an engine over the model in `folder`, which needs only a config.json for `random_weights`.
+
+        On a GPU it takes most of the memory that is free now. Raises RuntimeError with vLLM's own words.
+        """
+        settings: dict[str, Any] = {"model": str(folder), "dtype": dtype, "cpu": device == "cpu"}
+        settings |= {"max_model_len": max_tokens, "random_weights": random_weights, "memory_share": None}
+        if device != "cpu":
+            import torch
+
+            free, total = torch.cuda.mem_get_info(device)
+            settings["memory_share"] = round(_VLLM_SHARE * free / total, 3)
         self._process = subprocess.Popen(
             [python, str(_WORKER), json.dumps(settings)],
             stdin=subprocess.PIPE,
@@ -183,14 +195,23 @@ def find_peers(engine: Engine, model: Any, vllm_python: str | None = None) -> tu
     python = find_vllm(vllm_python)
     if python is None:
         missing["vLLM"] = (
-            "not installed: `make vllm` puts it in an environment of its own; or give a Python that has it with --vllm"
+            "not installed: `make vllm` puts it in an environment of its own; or name its Python by --vllm"
         )
-    elif engine.model.folder is None:
+    elif engine.model.folder is None and not engine.model.random_weights:
         missing["vLLM"] = "it needs the model in a folder, and this one was given as an object"
     else:
-        dtype = str(engine.dtype).removeprefix("torch.")
         try:
-            peers.append(VllmPeer(python, engine.model.folder, dtype, engine.device, min(2048, engine.config.context)))
+            peers.append(_vllm(engine, python))
         except (RuntimeError, OSError) as error:
             missing["vLLM"] = str(error)
     return peers, missing
+
+
+def _vllm(engine: Engine, python: str) -> VllmPeer:
+    """vLLM over the engine's model; over the same shape with weights of its own where ours are random."""
+    dtype, most = str(engine.dtype).removeprefix("torch."), min(2048, engine.config.context)
+    if engine.model.folder is not None:
+        return VllmPeer(python, engine.model.folder, dtype, engine.device, most)
+    with tempfile.TemporaryDirectory(prefix="splitwiser-shape-") as folder:
+        shape_config(engine.model.name).save_pretrained(folder)
+        return VllmPeer(python, Path(folder), dtype, engine.device, most, random_weights=True)

@@ -11,6 +11,7 @@ from typing import Any
 from splitwiser_lab.engine.engine import Engine
 from splitwiser_lab.engine.result import Result
 from splitwiser_lab.measure.compare import ModeRuns, compare
+from splitwiser_lab.measure.monitor import Monitor
 from splitwiser_lab.measure.provenance import provenance
 from splitwiser_lab.measure.recording import Recording
 from splitwiser_lab.measure.workload import Workload
@@ -27,11 +28,12 @@ def record(
 ) -> list[Recording]:
     """Run `workload` in each of `modes` (None: all that run here), by turns, and record one run of each.
 
-    Of the interleaved repeats the one of median duration is recorded. Every token of every repeat is checked
-    against transformers. Arguments and errors are those of `compare`.
+    A monitor watches all the while. Of the interleaved repeats the one of median duration is recorded. Every
+    token of every repeat is checked against transformers. Arguments and errors are those of `compare`.
     """
     with Engine.from_pretrained(model, **load) as engine:
-        compared = compare(engine, workload, modes, repeats=repeats, overlap=False, report=report)
+        with Monitor(engine.device) as monitor:
+            compared = compare(engine, workload, modes, repeats=repeats, overlap=False, report=report)
         origin = provenance(engine.device)
         return [
             Recording.of(
@@ -40,6 +42,7 @@ def record(
                 workload,
                 tokens_identical=run.tokens_identical,
                 tokens_against=compared.reference,
+                monitor=monitor,
                 origin=origin,
             )
             for run in compared.runs

@@ -6,7 +6,8 @@ The file is JSON (`*.json`, or gzipped `*.json.gz`), at most 2 MB, so that other
     tokens_identical (null: not compared), tokens_against, hardware, versions, command, commit, time_utc,
     metrics   the figures under the names of `vllm bench serve`; `Recording.load` computes them anew
     timeline  modes, requests and spans, as `Timeline.to_dict` gives them
-    samples   of a monitor: {"time": s, "values": {name: number or null}}
+    watched   what a monitor watched: {"key", "label", "unit", "ceiling", "source", "reason" (why it is N/A)}
+    samples   what it read: {"time": s, "values": {key: number or null}}
 
 Times are seconds since the start of the run, to the microsecond.
 """
@@ -16,16 +17,17 @@ from __future__ import annotations
 import gzip
 import json
 import zlib
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from splitwiser_lab.errors import RecordingError
 from splitwiser_lab.measure import shipped
+from splitwiser_lab.measure.monitor import Monitor
 from splitwiser_lab.measure.provenance import provenance
-from splitwiser_lab.measure.sources import Sample
+from splitwiser_lab.measure.sources import Metric, Sample
 from splitwiser_lab.metrics import Metrics
 from splitwiser_lab.timeline import Timeline
 
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
 SCHEMA = "splitwiser-lab/recording/1"
 MOST_BYTES = 2_000_000
 _FAMILY = SCHEMA.rpartition("/")[0] + "/"
+_PARTS = ("timeline", "watched", "samples")  # what is more than a value
 _DIGITS = 6  # of seconds: a microsecond is finer than any clock here
 
 
@@ -61,6 +64,7 @@ class Recording:
     command: str
     commit: str
     time_utc: str
+    watched: tuple[Metric, ...] = field(default=(), repr=False)
     samples: tuple[Sample, ...] = field(default=(), repr=False)
 
     @classmethod
@@ -72,14 +76,15 @@ class Recording:
         *,
         tokens_identical: bool | None = None,
         tokens_against: str = "",
-        samples: Iterable[Sample] = (),
+        monitor: Monitor | None = None,
         origin: dict[str, Any] | None = None,
     ) -> Recording:
         """Record a run of `engine`. The mode is the one in which the run began.
 
         `tokens_identical` says whether every token equals those of `tokens_against` (None: nobody compared).
-        `origin` is a `provenance()` taken before; None takes it now. Raises RecordingError when the timeline
-        tells no mode or the pool is gone (a closed engine).
+        `monitor` watched meanwhile: its samples of this run's time are kept, on the run's clock. `origin` is a
+        `provenance()` taken before; None takes it now. Raises RecordingError when the timeline tells no mode or
+        the pool is gone (a closed engine).
         """
         if not result.timeline.modes:
             raise RecordingError("this run's timeline names no mode: record the result of generate or serve.")
@@ -99,7 +104,8 @@ class Recording:
             workload=workload if isinstance(workload, dict) else workload.describe(),
             tokens_identical=tokens_identical,
             tokens_against=tokens_against,
-            samples=tuple(Sample(round(s.time, _DIGITS), dict(s.values)) for s in samples),
+            watched=() if monitor is None else monitor.metrics,
+            samples=() if monitor is None else _samples_of(monitor, result),
             **(provenance(engine.device) if origin is None else origin),
         )
 
@@ -136,13 +142,14 @@ class Recording:
 
     def to_dict(self) -> dict[str, Any]:
         """The file's content."""
-        plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("timeline", "samples")}
+        plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in _PARTS}
         return {
             "schema": SCHEMA,
             **plain,
             "metrics": self.metrics.to_dict(),
             "timeline": self.timeline.to_dict(),
-            "samples": [{"time": sample.time, "values": dict(sample.values)} for sample in self.samples],
+            "watched": [asdict(metric) for metric in self.watched],
+            "samples": [asdict(sample) for sample in self.samples],
         }
 
     @classmethod
@@ -150,9 +157,10 @@ class Recording:
         """Read back what `to_dict` gave. Raises RecordingError for what is not a recording of this format."""
         _check_schema(raw)
         try:
-            own = {f.name: raw[f.name] for f in fields(cls) if f.name not in ("timeline", "samples")}
+            own = {f.name: raw[f.name] for f in fields(cls) if f.name not in _PARTS}
+            watched = tuple(Metric(**metric) for metric in raw["watched"])
             samples = tuple(Sample(float(s["time"]), dict(s["values"])) for s in raw["samples"])
-            recording = cls(timeline=Timeline.from_dict(raw["timeline"]), samples=samples, **own)
+            recording = cls(timeline=Timeline.from_dict(raw["timeline"]), watched=watched, samples=samples, **own)
             _ = recording.metrics  # a timeline whose times are no numbers fails here, not in the middle of a plot
         except KeyError as error:
             raise RecordingError(f"it has no entry {error}: the file is damaged, get it again.") from error
@@ -244,6 +252,21 @@ def _check_schema(raw: Any) -> None:
         raise RecordingError(f"it is no recording: its schema is {schema!r}, and a recording's is {SCHEMA!r}.")
     if schema != SCHEMA:
         raise RecordingError(f"it is of schema {schema!r}, and this version reads {SCHEMA!r}: update splitwiser-lab.")
+
+
+def _samples_of(monitor: Monitor, result: Result) -> tuple[Sample, ...]:
+    """What was read during the run, on its clock; readings to five digits, finer than any sensor."""
+    if not result.requests:
+        return ()
+    start = result.requests[0].arrival - result.timeline.requests[0].arrival  # of the run, on the monitor's clock
+    inside = (s for s in monitor.samples if 0 <= s.time - start <= result.timeline.duration)
+    return tuple(
+        Sample(round(s.time - start, _DIGITS), {k: _shortened(v) for k, v in s.values.items()}) for s in inside
+    )
+
+
+def _shortened(value: float | None) -> float | None:
+    return None if value is None else float(f"{value:.5g}")
 
 
 def _rounded(value: Any) -> Any:

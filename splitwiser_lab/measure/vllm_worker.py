@@ -20,6 +20,11 @@ def main(settings: dict[str, Any]) -> None:
         os.environ.setdefault("VLLM_USE_FLASHINFER_SAMPLER", "0")
     import vllm
 
+    more: dict[str, Any] = {}
+    if settings["random_weights"]:  # a folder with a config.json and nothing else
+        more |= {"load_format": "dummy", "skip_tokenizer_init": True}
+    if settings["memory_share"] is not None:
+        more["gpu_memory_utilization"] = settings["memory_share"]
     llm = vllm.LLM(
         model=settings["model"],
         dtype=settings["dtype"],
@@ -27,6 +32,7 @@ def main(settings: dict[str, Any]) -> None:
         enforce_eager=settings["cpu"],
         max_num_seqs=64 if settings["cpu"] else 256,
         enable_prefix_caching=False,
+        **more,
     )
     answer({"version": vllm.__version__})
     for line in sys.stdin:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ import torch
 from splitwiser_lab.errors import ModelError
 from splitwiser_lab.model.config import ModelConfig
 from splitwiser_lab.model.fetch import find_model
+from splitwiser_lab.model.shapes import SHAPES, random_model
 from splitwiser_lab.model.weights import Weights
 
 if TYPE_CHECKING:
@@ -43,6 +44,8 @@ class LoadedModel:
         """
         from transformers import AutoModelForCausalLM
 
+        if self.random_weights:
+            return random_model(self.name, self.weights.device, self.weights.dtype)
         if self.folder is None:
             raise ModelError("this model was given as an object: use that object as the reference.")
         model = AutoModelForCausalLM.from_pretrained(self.folder, dtype=self.weights.dtype, local_files_only=True)
@@ -50,10 +53,12 @@ class LoadedModel:
 
 
 def load(model: str | Path | Any, device: str, dtype: torch.dtype) -> LoadedModel:
-    """Load an alias, local folder, Hub id, or an already loaded Hugging Face model.
+    """Load an alias, local folder, Hub id, the name of a shape (random weights), or a loaded Hugging Face model.
 
     Raises ModelError when it cannot be found, read, or is of a family this engine does not run.
     """
+    if isinstance(model, str) and model in SHAPES:
+        return _load_shape(model, device, dtype)
     if isinstance(model, str | Path):
         folder, origin = find_model(str(model))
         return _load_folder(str(model), folder, origin, device, dtype)
@@ -66,6 +71,13 @@ def load(model: str | Path | Any, device: str, dtype: torch.dtype) -> LoadedMode
     weights = Weights(config, dtype, device).fill(_reader(state.__getitem__))
     name = getattr(model.config, "_name_or_path", "") or type(model).__name__
     return LoadedModel(name, "a transformers model in memory", weights, None, None)
+
+
+def _load_shape(name: str, device: str, dtype: torch.dtype) -> LoadedModel:
+    loaded = load(random_model(name, device, dtype), device, dtype)
+    if torch.device(device).type == "cuda":
+        torch.cuda.empty_cache()  # of the model that was copied, so that the KV pool finds its memory free
+    return replace(loaded, name=name, origin="random weights of this shape", random_weights=True)
 
 
 def _load_folder(name: str, folder: Path, origin: str, device: str, dtype: torch.dtype) -> LoadedModel:
@@ -135,8 +147,6 @@ def _load_tokenizer(folder: Path) -> PreTrainedTokenizerBase | None:
 
 def _with_generation_eos(config: ModelConfig, generation: Any) -> ModelConfig:
     """End-of-sequence ids as `generate` takes them: from the generation config where it names any."""
-    from dataclasses import replace
-
     ids = getattr(generation, "eos_token_id", None)
     if ids is None:
         return config

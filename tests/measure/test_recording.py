@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +17,20 @@ from splitwiser_lab.cli import app
 from splitwiser_lab.engine.engine import Engine
 from splitwiser_lab.measure import recording as recording_module
 from splitwiser_lab.measure.mode_spec import ModeSpec
-from splitwiser_lab.measure.recording import Recording, Sample, by_work, recordings
+from splitwiser_lab.measure.monitor import Monitor
+from splitwiser_lab.measure.recording import Recording, by_work, recordings
 from splitwiser_lab.metrics import Metrics
 from splitwiser_lab.timeline import Timeline
 
 WORK = sl.Workload.poisson(300.0, requests=4, prompt_tokens=24, output_tokens=6)
-SAMPLES = (Sample(0.1, {"sm_utilisation": 0.5, "power_w": None}), Sample(0.2, {"sm_utilisation": 0.75}))
 
 
 @pytest.fixture
 def recorded(engine: Engine) -> Recording:
     engine.set_mode("chunked", chunk_tokens=16)
-    result = engine.serve(WORK)
-    return Recording.of(result, engine, WORK, tokens_identical=True, tokens_against="itself", samples=SAMPLES)
+    with Monitor("cpu", 0.02) as monitor:
+        result = engine.serve(WORK)
+    return Recording.of(result, engine, WORK, tokens_identical=True, tokens_against="itself", monitor=monitor)
 
 
 class TestRoundTrip:
@@ -38,7 +40,7 @@ class TestRoundTrip:
         assert loaded == recorded
         assert isinstance(loaded.timeline, Timeline) and isinstance(loaded.metrics, Metrics)
         assert loaded.metrics == recorded.metrics and loaded.metrics.completed == 4
-        assert (loaded.mode, loaded.options, loaded.samples) == ("chunked", {"chunk_tokens": 16}, SAMPLES)
+        assert (loaded.mode, loaded.options) == ("chunked", {"chunk_tokens": 16})
         assert loaded.hardware["device"] == "cpu" and {"torch", "python"} <= set(loaded.versions)
 
     def test_it_tells_the_run_to_the_microsecond(self, engine: Engine) -> None:
@@ -53,6 +55,17 @@ class TestRoundTrip:
         raw = json.loads(gzip.decompress(recorded.save(tmp_path / "run.json.gz").read_bytes()))
         assert raw["schema"] == "splitwiser-lab/recording/1"
         assert raw["metrics"]["p99_itl_ms"] == recorded.metrics.itl.p99 and raw["workload"]["requests"] == 4
+
+    def test_samples_of_the_run_are_kept_on_its_clock(self, engine: Engine) -> None:
+        with Monitor("cpu", 0.01) as monitor:
+            time.sleep(0.1)
+            result = engine.serve(sl.Workload.poisson(20.0, requests=4, prompt_tokens=24, output_tokens=6))
+            time.sleep(0.1)
+        recorded = Recording.of(result, engine, {}, monitor=monitor)
+        assert 0 < len(recorded.samples) < len(monitor.samples)
+        assert all(0 <= sample.time <= result.timeline.duration for sample in recorded.samples)
+        keys = {metric.key for metric in recorded.watched}
+        assert keys and all(set(sample.values) <= keys for sample in recorded.samples)
 
     def test_the_same_run_gives_the_same_bytes(self, recorded: Recording, tmp_path: Path) -> None:
         a, b = (recorded.save(tmp_path / name).read_bytes() for name in ("a.json.gz", "b.json.gz"))
@@ -139,7 +152,11 @@ class TestFolders:
         [(work, modes)] = by_work(recordings("cpu")).items()
         assert {"sequential", "chunked", "processes"} <= set(modes) and "smollm2-135m" in work
         for recording in modes.values():
-            assert recording.tokens_identical and recording.metrics.completed == len(recording.timeline.requests)
+            assert (
+                recording.samples
+                and recording.tokens_identical
+                and recording.metrics.completed == len(recording.timeline.requests)
+            )
 
 
 def test_mode_specs_are_read_as_they_are_written() -> None:

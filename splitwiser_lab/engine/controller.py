@@ -1,0 +1,223 @@
+"""Which mode pays for the work at hand: pure arithmetic over measured rates, for mode `auto`.
+
+It knows no lane, no clock and no request. Each way to run both phases is described by two shares: what
+is left of the prefill rate and of the decode rate that each phase has alone on the whole device. Their
+sum is the overlap gain: above 1, doing both at once beats taking turns.
+
+    taking turns   prefill 1, decode 0 while prompts wait: the stall is the whole prefill
+    mixed batches  both below 1; the gap between two tokens is the time of a mixed batch
+    split lanes    both below 1; the gap is the decode step, slowed down
+
+Decoding early is worth less than it looks when many prompts wait: a step over 4 requests costs nearly as
+much as one over 32, so a token decoded now saves only its part of a fuller step later. `worth` is the gain
+with the decode share reduced by just that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Kind = Literal["turns", "mixed", "split"]
+MARGIN = 0.05  # a change must promise this much more than what runs now
+
+
+@dataclass(frozen=True)
+class Shares:
+    """What both phases keep of their rates alone while they run together; 1 is all of it."""
+
+    prefill: float
+    decode: float
+
+    @property
+    def gain(self) -> float:
+        """The overlap gain."""
+        return self.prefill + self.decode
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A mode with options that `auto` may choose. `prior` is expected of it until it was measured."""
+
+    mode: str
+    kind: Kind
+    options: dict[str, Any] = field(default_factory=dict)
+    prior: Shares = Shares(1.0, 0.0)
+
+    @property
+    def label(self) -> str:
+        """E.g. `partitioned (decode_sms=64)`."""
+        options = ", ".join(f"{name}={value}" for name, value in self.options.items())
+        return f"{self.mode} ({options})" if options else self.mode
+
+
+@dataclass(frozen=True)
+class Load:
+    """The work at hand: requests decoding, requests whose prompt is not done, and the tokens of those prompts."""
+
+    decoding: int
+    waiting: int
+    prefill_tokens: int
+
+
+@dataclass(frozen=True)
+class Line:
+    """Seconds as a function of an amount: `fixed + each * amount`."""
+
+    fixed: float
+    each: float
+
+    def at(self, amount: float) -> float:
+        """Seconds for this amount."""
+        return self.fixed + self.each * amount
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What was measured: both phases alone (None: not yet), and candidates' shares by label.
+
+    `prefill` maps the tokens of a batch, `decode` the sequences of a step, to seconds on the whole device.
+    """
+
+    prefill: Line | None = None
+    decode: Line | None = None
+    shares: dict[str, Shares] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a candidate would make of the load. `gap_ms` is the longest pause between two tokens of a request."""
+
+    candidate: Candidate
+    shares: Shares
+    measured: bool
+    prefill_tok_s: float
+    step_ms: float
+    gap_ms: float
+    worth: float
+
+    def __str__(self) -> str:
+        known = "measured" if self.measured else "expected, not yet measured"
+        decode = (
+            f"decode at {self.shares.decode:.2f} of its rate alone" if self.shares.decode else "no decode meanwhile"
+        )
+        return (
+            f"{self.candidate.label}: prefill at {self.shares.prefill:.2f} of its rate alone "
+            f"({self.prefill_tok_s:,.0f} tok/s), {decode} ({known}); overlap gain {self.shares.gain:.2f}, worth "
+            f"{self.worth:.2f}; longest gap between two tokens {self.gap_ms:.1f} ms."
+        )
+
+
+@dataclass(frozen=True)
+class Decision:
+    """The choice, the reason in a sentence, and what was predicted of every candidate."""
+
+    choice: Candidate
+    reason: str
+    load: Load
+    predictions: tuple[Prediction, ...] = ()
+
+
+def decide(
+    candidates: Sequence[Candidate],
+    rates: Rates,
+    load: Load,
+    current: Candidate,
+    itl_limit_ms: float | None = None,
+) -> Decision:
+    """Choose among `candidates`; the first one must take turns, and is the one to fall back to.
+
+    With one phase alone at work, the whole device belongs to it. With both, of those that keep the ITL limit
+    the one of most worth, if it promises 5 % more than taking turns and than what runs now; when none keeps
+    the limit, the one with the shortest gap. Raises ValueError when the first candidate does not take turns.
+    """
+    turns = candidates[0]
+    if turns.kind != "turns":
+        raise ValueError(f"the first candidate must take turns, and {turns.label} does not")
+    if rates.prefill is None or rates.decode is None:
+        missing = " and ".join(n for n in ("prefill", "decode") if getattr(rates, n) is None)
+        return Decision(turns, f"{missing} alone is not measured yet, so the phases take turns", load)
+    if not load.decoding or not load.prefill_tokens:
+        return _one_phase(turns, load, current)
+    predictions = tuple(predict(candidate, rates, load) for candidate in candidates)
+    choice, reason = _best(predictions, current, itl_limit_ms)
+    return Decision(choice, reason, load, predictions)
+
+
+def predict(candidate: Candidate, rates: Rates, load: Load) -> Prediction:
+    """What `candidate` would do with a load of both phases. Both phases alone must be measured."""
+    assert rates.prefill is not None and rates.decode is not None
+    tokens = load.prefill_tokens / max(load.waiting, 1)
+    alone_tok_s = tokens / max(rates.prefill.at(tokens), 1e-9)
+    step = rates.decode.at(load.decoding)
+    shares = rates.shares.get(candidate.label) or _prior(candidate, rates, load)
+    if candidate.kind == "turns":
+        gap = rates.prefill.at(load.prefill_tokens) + step
+    else:
+        gap = step / max(shares.decode, 1e-9)
+    full = load.decoding + load.waiting
+    later = rates.decode.at(full) * load.decoding / full  # what these tokens would cost in a fuller batch
+    return Prediction(
+        candidate=candidate,
+        shares=shares,
+        measured=candidate.kind == "turns" or candidate.label in rates.shares,
+        prefill_tok_s=alone_tok_s * shares.prefill,
+        step_ms=step * 1e3,
+        gap_ms=gap * 1e3,
+        worth=shares.prefill + shares.decode * min(1.0, later / max(step, 1e-9)),
+    )
+
+
+def _prior(candidate: Candidate, rates: Rates, load: Load) -> Shares:
+    """What to expect before measuring: of mixed batches that times add up, which is a gain of 1; else as told."""
+    assert rates.prefill is not None and rates.decode is not None
+    if candidate.kind != "mixed":
+        return candidate.prior
+    chunk = max(min(candidate.options["chunk_tokens"] - load.decoding, load.prefill_tokens), 1)
+    prefill, step = rates.prefill.each * chunk, rates.decode.at(load.decoding)
+    both = max(prefill + step, 1e-9)
+    return Shares(prefill / both, step / both)
+
+
+def _one_phase(turns: Candidate, load: Load, current: Candidate) -> Decision:
+    if not load.decoding and not load.prefill_tokens:
+        return Decision(current, "there is nothing to do", load)
+    if load.decoding and current.kind != "split":
+        return Decision(current, "only decode has work, and it has the whole device already", load)
+    phase = "decode" if load.decoding else "prefill"
+    return Decision(turns, f"only {phase} has work, so it gets the whole device", load)
+
+
+def _best(predictions: Sequence[Prediction], current: Candidate, limit_ms: float | None) -> tuple[Candidate, str]:
+    turns = predictions[0]
+    running = next((p for p in predictions if p.candidate == current), turns)
+    allowed = [p for p in predictions if limit_ms is None or p.gap_ms <= limit_ms]
+    if not allowed:
+        best = min(predictions, key=lambda p: p.gap_ms)
+        return best.candidate, (
+            f"no choice keeps the gap between two tokens within {limit_ms:.1f} ms, and {best.candidate.label} comes "
+            f"closest with {best.gap_ms:.1f} ms"
+        )
+    best = max(allowed, key=lambda p: (p.worth, p.shares.prefill))
+    within = "" if limit_ms is None else f" within the limit of {limit_ms:.1f} ms between two tokens"
+    if best.candidate != running.candidate and running in allowed and best.worth < running.worth * (1 + MARGIN):
+        return running.candidate, (
+            f"{best.candidate.label} promises a worth of {best.worth:.2f}{within}, less than {MARGIN:.0%} above the "
+            f"{running.worth:.2f} of what runs now"
+        )
+    needed = turns.worth * (1.0 if best.candidate == running.candidate else 1 + MARGIN)
+    if turns in allowed and best.worth < needed:
+        return turns.candidate, (
+            f"the best overlap{within}, {best.candidate.label}, has a worth of {best.worth:.2f}: "
+            f"too little above the 1.00 of taking turns"
+        )
+    if best.candidate == turns.candidate:
+        return turns.candidate, f"no overlap{within} is worth more than taking turns"
+    over = ""
+    if turns not in allowed:
+        over = f"; taking turns would stall decode for {turns.gap_ms:.1f} ms"
+    return best.candidate, (
+        f"{best.candidate.label} is worth most{within}: {best.worth:.2f} times taking turns, overlap gain "
+        f"{best.shares.gain:.2f}, longest gap {best.gap_ms:.1f} ms{over}"
+    )

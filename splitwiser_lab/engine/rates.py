@@ -1,0 +1,122 @@
+"""Learning rates from the spans that the lanes record anyway: both phases alone, and what overlap leaves of them.
+
+Medians of recent spans, so that a slow first batch (a graph captured, a cache cold) does not count for long.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from statistics import median
+
+from splitwiser_lab.engine.controller import Candidate, Line, Rates, Shares
+from splitwiser_lab.timeline import Span
+
+_RECENT = 9  # samples of a kind that count
+_TRUSTED = 2  # samples of a candidate's shares before they replace what was expected
+_MEMORY_SECONDS = 120.0  # then shares are forgotten, and a candidate that lost gets another chance
+_COVERED = 0.5  # part of a prefill in which decode must have run for the two to count as overlapping
+_DECODE_KEPT = 4096  # decode spans kept until the prefill beside them ends
+
+
+class RateBook:
+    """What was measured so far."""
+
+    def __init__(self) -> None:
+        self._prefill, self._decode = _Curve(flat=False), _Curve(flat=True)
+        self._shares: dict[str, deque[tuple[float, Shares]]] = {}
+        self._beside: deque[Span] = deque(maxlen=_DECODE_KEPT)
+
+    def learn(self, span: Span, candidate: Candidate) -> None:
+        """Take a span into account that ran while `candidate` was the choice."""
+        if candidate.kind == "split":
+            self._learn_split(span, candidate)
+        elif span.phase == "mixed":
+            self._learn_mixed(span, candidate)
+        elif span.phase == "prefill":
+            self._prefill.add(span.prefill_tokens, span.seconds)
+        else:
+            self._decode.add(span.decode_tokens, span.seconds)
+
+    def rates(self, now: float) -> Rates:
+        """What is known at `now`, on the clock of the spans."""
+        shares = {}
+        for label, samples in self._shares.items():
+            while samples and now - samples[0][0] > _MEMORY_SECONDS:
+                samples.popleft()
+            if len(samples) >= _TRUSTED:
+                seen = [share for _, share in samples]
+                shares[label] = Shares(median(s.prefill for s in seen), median(s.decode for s in seen))
+        return Rates(self._prefill.line(), self._decode.line(), shares)
+
+    def chosen(self) -> None:
+        """Another candidate runs from now on: the decode steps seen so far belong to the one before."""
+        self._beside.clear()
+
+    def _learn_mixed(self, span: Span, candidate: Candidate) -> None:
+        prefill, decode = self._prefill.line(), self._decode.line()
+        if prefill and decode and span.seconds > 0:
+            share = Shares(
+                prefill.each * span.prefill_tokens / span.seconds, decode.at(span.decode_tokens) / span.seconds
+            )
+            self._note(candidate, span, share)
+
+    def _learn_split(self, span: Span, candidate: Candidate) -> None:
+        """When a prefill ends, look at the decode steps that ran beside it."""
+        if span.phase == "decode":
+            self._beside.append(span)
+            return
+        steps = [step for step in self._beside if step.start >= span.start and step.end <= span.end]
+        self._beside.clear()
+        prefill, decode = self._prefill.line(), self._decode.line()
+        if not steps or not prefill or not decode or span.seconds <= 0:
+            return
+        took = steps[-1].end - steps[0].start
+        if took < _COVERED * span.seconds:
+            return
+        alone = sum(decode.at(step.decode_tokens) for step in steps)
+        self._note(candidate, span, Shares(prefill.at(span.prefill_tokens) / span.seconds, alone / took))
+
+    def _note(self, candidate: Candidate, span: Span, share: Shares) -> None:
+        if candidate.label not in self._shares:  # its very first batch: much was made or loaded for it
+            self._shares[candidate.label] = deque(maxlen=_RECENT)
+            return
+        self._shares[candidate.label].append((span.end, share))
+
+
+class _Curve:
+    """Seconds by amount: a median for each size (in steps of the square root of 2), and a line through them."""
+
+    def __init__(self, flat: bool) -> None:
+        """`flat`: with a single size seen, take the time as the same for all sizes; else as proportional."""
+        self._flat = flat
+        self._sizes: dict[int, deque[tuple[int, float]]] = {}
+        self._line: Line | None = None
+        self._changed = False
+
+    def add(self, amount: int, seconds: float) -> None:
+        if amount > 0 and seconds > 0:
+            size = round(2 * math.log2(amount))
+            self._sizes.setdefault(size, deque(maxlen=_RECENT)).append((amount, seconds))
+            self._changed = True
+
+    def line(self) -> Line | None:
+        """The line of least squares through the medians, with neither part below 0; None before the first sample."""
+        if self._changed:
+            points = [(median(a for a, _ in seen), median(s for _, s in seen)) for seen in self._sizes.values()]
+            self._line, self._changed = _fit(points, self._flat), False
+        return self._line
+
+
+def _fit(points: list[tuple[float, float]], flat: bool) -> Line:
+    amount = sum(a for a, _ in points) / len(points)
+    seconds = sum(s for _, s in points) / len(points)
+    spread = sum((a - amount) ** 2 for a, _ in points)
+    if spread == 0:
+        return Line(seconds, 0.0) if flat else Line(0.0, seconds / amount)
+    each = sum((a - amount) * (s - seconds) for a, s in points) / spread
+    if each <= 0:
+        return Line(seconds, 0.0)
+    if each * amount > seconds:  # through the origin
+        return Line(0.0, sum(a * s for a, s in points) / sum(a * a for a, _ in points))
+    return Line(seconds - each * amount, each)

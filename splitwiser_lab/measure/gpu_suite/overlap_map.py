@@ -1,0 +1,69 @@
+"""Where co-location pays: overlap gain and slowdown of decode, for every mechanism, split and load."""
+
+from __future__ import annotations
+
+import time
+
+from splitwiser_lab.measure.gpu_suite.job import Job, split_modes, summary
+from splitwiser_lab.measure.overlap import WARM_UP_SECONDS, Overlap, Shape, overlap_in, rates_alone
+
+
+def overlap_map(job: Job) -> None:
+    """Each load in turn: rounds of both phases alone and then of every mode, so that drift hits all alike."""
+    modes, missing = split_modes(job.engine, job.plan.splits)
+    for mode, why in missing.items():
+        job.skip(mode, why)
+    loads = [shape for shape in job.plan.overlaps if _fits(job, shape)]
+    for number, shape in enumerate(loads):
+        share = job.seconds_left / (len(loads) - number)
+        _measure(job, [mode for mode in modes if mode != "sequential"], shape, time.monotonic() + share)
+
+
+def _measure(job: Job, modes: list[str], shape: Shape, until: float) -> None:
+    found: dict[str, list[Overlap]] = {mode: [] for mode in modes}
+    going, slowest = list(modes), 0.0
+    for number in range(job.repeats + 1):  # round 0 warms up
+        window = job.plan.overlap_seconds if number else WARM_UP_SECONDS
+        job.report(f"{job.shape}: {shape}, round {number} of {job.repeats}")
+        if time.monotonic() + slowest > until:
+            job.skip(f"{shape}: rounds {number} to {job.repeats}", "no time")
+            break
+        begun = time.monotonic()
+        alone = rates_alone(job.engine, shape, window)
+        for mode in list(going):
+            before = len(job.left_out)
+            with job.trying(f"{shape}: {mode}"):
+                overlap = overlap_in(job.engine, mode, shape, window, alone)
+                if number:
+                    found[mode].append(overlap)
+            if len(job.left_out) > before:
+                going.remove(mode)
+        slowest = max(slowest, time.monotonic() - begun)
+    for mode, overlaps in found.items():
+        if overlaps:
+            _add(job, shape, mode, overlaps)
+
+
+def _add(job: Job, shape: Shape, mode: str, overlaps: list[Overlap]) -> None:
+    slowdowns = [overlap.decode_slowdown for overlap in overlaps]
+    known = [slowdown for slowdown in slowdowns if slowdown is not None]
+    job.add(
+        load=str(shape),
+        prefill_tokens=shape.prefill_tokens,
+        decode_batch=shape.decode_batch,
+        context=shape.context,
+        mode=mode,
+        gain=summary([overlap.gain for overlap in overlaps]),
+        decode_slowdown=summary(known) if len(known) == len(slowdowns) else None,
+        prefill_share=summary([overlap.prefill / overlap.prefill_alone for overlap in overlaps]),
+        prefill_alone=summary([overlap.prefill_alone for overlap in overlaps]),
+        decode_alone=summary([overlap.decode_alone for overlap in overlaps]),
+    )
+
+
+def _fits(job: Job, shape: Shape) -> bool:
+    needed = (shape.decode_batch + 1) * (shape.context + shape.prefill_tokens)
+    if needed <= job.engine.pool.tokens and max(shape.context, shape.prefill_tokens) < job.engine.longest_request:
+        return True
+    job.skip(str(shape), f"it needs about {needed} tokens of KV pool, and there are {job.engine.pool.tokens}")
+    return False

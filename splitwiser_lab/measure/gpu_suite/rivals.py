@@ -1,0 +1,64 @@
+"""Others at the same work on the same GPU and weights: transformers' two ways, and vLLM where it is installed."""
+
+from __future__ import annotations
+
+import random
+import time
+
+from splitwiser_lab.measure.gpu_suite.job import Job, summary
+from splitwiser_lab.measure.peers import OursPeer, Peer, find_peers
+
+
+def rivals(job: Job) -> None:
+    """Many equal requests at once, by turns: output tokens per second, everything included but tokenizers."""
+    plan, draw = job.plan, random.Random(0)
+    engine = job.engine
+    engine.set_mode("sequential")
+    ids = range(10, engine.config.vocab_size)
+    prompts = [draw.choices(ids, k=plan.peer_prompt) for _ in range(plan.peer_requests)]
+    peers, missing = find_peers(engine, engine.model.reference(), job.vllm)
+    for name, why in missing.items():
+        job.skip(name, why)
+    try:
+        _by_turns(job, peers, prompts)
+    finally:
+        for peer in peers:
+            peer.close()
+
+
+def _by_turns(job: Job, peers: list[Peer], prompts: list[list[int]]) -> None:
+    samples: dict[str, list[float]] = {peer.name: [] for peer in peers}
+    written: dict[str, list[list[int]]] = {}
+    lasted: dict[str, float] = {}
+    going = list(peers)
+    done = len(prompts) * job.plan.peer_output
+    for number in range(job.repeats + 1):  # round 0 warms up, with an eighth of the requests
+        asked = prompts if number else prompts[: max(1, len(prompts) // 8)]
+        for peer in list(going):
+            what = f"{peer.name}, round {number}"
+            if not job.time_for(what, 1.2 * lasted.get(peer.name, 0.0)):
+                continue
+            job.report(f"{job.shape}: {len(asked)} requests {len(prompts[0])}→{job.plan.peer_output}: {what}")
+            begun, before = time.monotonic(), len(job.left_out)
+            with job.trying(peer.name):
+                seconds, tokens = peer.run(asked, job.plan.peer_output)
+                if number:
+                    samples[peer.name].append(done / seconds)
+                    written[peer.name] = tokens
+            if len(job.left_out) > before:
+                going.remove(peer)
+            lasted[peer.name] = (time.monotonic() - begun) * (1 if number else 4)
+    ours = samples[OursPeer.name]
+    for name, rates in samples.items():
+        if rates:
+            paired = [a / b for a, b in zip(ours, rates, strict=False)]
+            equal = sum(map(list.__eq__, written[name], written.get(OursPeer.name, [])))
+            job.add(
+                peer=name,
+                requests=len(prompts),
+                prompt=len(prompts[0]),
+                output=job.plan.peer_output,
+                output_tok_s=summary(rates),
+                ours_over_theirs=summary(paired) if paired else None,
+                tokens_as_ours=f"{equal} of {len(prompts)}",
+            )

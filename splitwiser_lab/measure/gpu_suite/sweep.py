@@ -1,0 +1,146 @@
+"""Serving at rising rates: Azure-conversation requests arrive on their own clock, in every mode by turns.
+
+Rates are parts of what `sequential` gets done when all requests wait at once. Goodput counts requests that
+keep both limits of a chat: time to the first token, and the 99th percentile of the gaps between their tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from itertools import pairwise
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from splitwiser_lab.engine.result import Result
+from splitwiser_lab.measure.gpu_suite.job import Job, Row, split_modes, summary
+from splitwiser_lab.measure.gpu_suite.plan import ChatLimits
+from splitwiser_lab.measure.mode_spec import ModeSpec
+from splitwiser_lab.measure.monitor import Monitor
+from splitwiser_lab.measure.record import file_name
+from splitwiser_lab.measure.recording import Recording
+from splitwiser_lab.measure.workload import Workload
+from splitwiser_lab.timeline import RequestRecord, Timeline
+
+_LEAST_REQUESTS = 4
+_OTHER_ITL_MS = (10.0, 20.0, 50.0, 100.0)  # goodput under these too, so that nobody has to trust our choice
+_FIGURES = ("median_ttft_ms", "p99_ttft_ms", "median_itl_ms", "p99_itl_ms", "max_itl_ms")
+_RATES = ("request_throughput", "output_throughput", "completed", "failed", "duration")
+
+
+@dataclass
+class _Cell:
+    """All runs of one mode at one rate."""
+
+    workload: Workload
+    results: list[Result] = field(default_factory=list)
+    identical: list[float] = field(default_factory=list)  # share of requests whose tokens equal sequential's
+
+
+def sweep(job: Job) -> None:
+    """Measure the capacity, then every rate in every mode, round by round until the time is over."""
+    modes, missing = split_modes(job.engine, job.plan.splits[1:2] or job.plan.splits)
+    for mode, why in missing.items():
+        job.skip(mode, why)
+    modes = [f"auto:itl_limit_ms={round(job.limits.itl_ms)}" if mode == "auto" else mode for mode in modes]
+    capacity = _capacity(job)
+    cells: dict[tuple[float, str], _Cell] = {}
+    going, longest = list(modes), 0.0
+    with Monitor(job.device) as monitor:
+        for number in range(job.repeats):
+            for fraction in job.plan.sweep_fractions:
+                rate = capacity * fraction
+                count = max(_LEAST_REQUESTS, round(rate * job.plan.sweep_seconds))
+                work = Workload.azure("conv", rate=rate, requests=count, seed=number).scaled(job.plan.sweep_scale)
+                reference: list[list[int]] | None = None
+                for mode in list(going):
+                    what = f"{fraction:.0%} of capacity, {mode}, round {number + 1}"
+                    if not job.time_for(what, longest):
+                        continue
+                    job.report(f"{job.shape}: {what}")
+                    before = len(job.left_out)
+                    with job.trying(f"{mode} in the sweep"):
+                        ModeSpec.parse(mode).set(job.engine)
+                        if number == 0 and fraction == job.plan.sweep_fractions[0]:
+                            job.engine.serve(work.head(max(_LEAST_REQUESTS, count // 8)))  # warms up
+                        result = job.engine.serve(work)
+                        longest = max(longest, 1.2 * result.timeline.duration)
+                        reference = reference or result.tokens
+                        cell = cells.setdefault((fraction, mode), _Cell(work))
+                        cell.results.append(result)
+                        cell.identical.append(_equal_share(result.tokens, reference))
+                        _add_or_update(job, fraction, rate, mode, cell)
+                        if number == 0:
+                            _record(job, fraction, mode, cell, monitor)
+                    if len(job.left_out) > before:
+                        going.remove(mode)
+
+
+def _capacity(job: Job) -> float:
+    """Requests per second that `sequential` completes when all are there at once: the median of three, after one."""
+    job.report(f"{job.shape}: measuring the capacity of sequential")
+    job.engine.set_mode("sequential")
+    drawn = Workload.azure("conv", requests=job.plan.capacity_requests).scaled(job.plan.sweep_scale)
+    at_once = Workload("azure conv, all at once", tuple(_at_zero(drawn)), seed=drawn.seed)
+    job.engine.serve(at_once.head(max(1, len(at_once) // 4)))
+    rates = [job.engine.serve(at_once).metrics.request_throughput for _ in range(3)]
+    job.add(part="capacity", mode="sequential", requests=len(at_once), request_throughput=summary(rates))
+    return median(rates)
+
+
+def _at_zero(workload: Workload) -> Any:
+    from dataclasses import replace
+
+    return (replace(arrival, arrival_s=0.0) for arrival in workload.arrivals)
+
+
+def _add_or_update(job: Job, fraction: float, rate: float, mode: str, cell: _Cell) -> None:
+    """The row of a mode at a rate: medians over the rounds so far."""
+    metrics = [result.metrics.to_dict() for result in cell.results]
+    timelines = [result.timeline for result in cell.results]
+    row: Row = {"part": "rate", "fraction": fraction, "rate": rate, "mode": mode, "requests": len(cell.workload)}
+    for name in (*_RATES, *_FIGURES):
+        values = [m[name] for m in metrics if m[name] is not None]
+        row[name] = summary(values) if values else None
+    row["goodput"] = summary([goodput(timeline, job.limits) for timeline in timelines])
+    for itl in _OTHER_ITL_MS:
+        others = [goodput(timeline, ChatLimits(job.limits.ttft_ms, itl)) for timeline in timelines]
+        row[f"goodput_itl_{itl:g}ms"] = summary(others)
+    row["tokens_as_sequential"] = min(cell.identical)
+    job.rows[:] = [r for r in job.rows if (r.get("fraction"), r.get("mode")) != (fraction, mode) or r["part"] != "rate"]
+    job.add(**row)
+
+
+def goodput(timeline: Timeline, limits: ChatLimits) -> float:
+    """Completed requests per second that keep both limits; a request of one token has no gap to judge."""
+    good = sum(_keeps(request, limits) for request in timeline.requests if request.completed and request.token_times)
+    return good / timeline.duration if timeline.duration else 0.0
+
+
+def _keeps(request: RequestRecord, limits: ChatLimits) -> bool:
+    ttft = (request.token_times[0] - request.arrival) * 1e3
+    gaps = [(later - earlier) * 1e3 for earlier, later in pairwise(request.token_times)]
+    return ttft <= limits.ttft_ms and (not gaps or float(np.percentile(gaps, 99)) <= limits.itl_ms)
+
+
+def _equal_share(tokens: list[list[int]], reference: list[list[int]]) -> float:
+    return sum(map(list.__eq__, tokens, reference)) / max(len(reference), 1)
+
+
+def _record(job: Job, fraction: float, mode: str, cell: _Cell, monitor: Monitor) -> None:
+    """Write the run as a recording, at the plan's first rate for every mode."""
+    if job.record is None or fraction != job.plan.sweep_fractions[0]:
+        return
+    against = "sequential in the same run, as far as it ran first"
+    recording = Recording.of(
+        cell.results[0],
+        job.engine,
+        cell.workload,
+        tokens_identical=cell.identical[0] == 1.0,
+        tokens_against=against,
+        monitor=monitor,
+        origin=job.origin,
+    )
+    path = recording.save(job.record / file_name(recording))
+    job.report(f"recorded {path.name}, {path.stat().st_size / 1e3:.0f} kB")

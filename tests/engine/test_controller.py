@@ -1,0 +1,184 @@
+"""The choice of `auto` by hand-made rates: no lane, no clock, no hardware."""
+
+from __future__ import annotations
+
+import pytest
+
+from splitwiser_lab.engine.controller import Candidate, Line, Load, Rates, Shares, decide, predict
+from splitwiser_lab.engine.rates import RateBook
+from splitwiser_lab.timeline import Span
+
+TURNS = Candidate("sequential", "turns")
+CHUNKED = Candidate("chunked", "mixed", {"chunk_tokens": 512})
+HALF = Candidate("partitioned", "split", {"decode_sms": 64}, Shares(0.5, 0.8))
+QUARTER = Candidate("partitioned", "split", {"decode_sms": 32}, Shares(0.7, 0.4))
+ALL = (TURNS, CHUNKED, HALF, QUARTER)
+# 200,000 prompt tokens/s; a decode step of 1 ms and 10 µs for each sequence.
+RATES = Rates(Line(0.0, 5e-6), Line(1e-3, 1e-5))
+BOTH = Load(decoding=32, waiting=1, prefill_tokens=2000)
+
+
+def measured(**shares: Shares) -> Rates:
+    labels = {"chunked": CHUNKED.label, "half": HALF.label, "quarter": QUARTER.label}
+    return Rates(RATES.prefill, RATES.decode, {labels[name]: share for name, share in shares.items()})
+
+
+class TestPrediction:
+    def test_taking_turns_stalls_decode_for_the_whole_prefill(self) -> None:
+        found = predict(TURNS, RATES, BOTH)
+        assert found.gap_ms == pytest.approx(2000 * 5e-3 + 1.32) and found.worth == 1
+        assert found.prefill_tok_s == pytest.approx(200_000)
+
+    def test_a_split_slows_the_step_down_by_its_share(self) -> None:
+        found = predict(HALF, RATES, BOTH)
+        assert found.gap_ms == pytest.approx(1.32 / 0.8) and found.prefill_tok_s == pytest.approx(100_000)
+        assert not found.measured and predict(HALF, measured(half=Shares(0.4, 0.9)), BOTH).measured
+
+    def test_of_mixed_batches_times_are_expected_to_add_up(self) -> None:
+        found = predict(CHUNKED, RATES, BOTH)
+        assert found.shares.gain == pytest.approx(1.0) and found.gap_ms == pytest.approx(1.32 + 480 * 5e-3)
+
+    def test_a_token_decoded_early_is_worth_its_part_of_a_fuller_step(self) -> None:
+        steady, start = predict(HALF, RATES, BOTH), predict(HALF, RATES, Load(2, 30, 60_000))
+        assert steady.worth == pytest.approx(0.5 + 0.8 * (1.33 * 32 / 33) / 1.32)
+        assert start.worth == pytest.approx(0.5 + 0.8 * (1.32 * 2 / 32) / 1.02) and start.worth < 1
+
+
+class TestDecision:
+    def test_a_cold_start_takes_turns_and_says_so(self) -> None:
+        found = decide(ALL, Rates(decode=RATES.decode), BOTH, TURNS)
+        assert found.choice == TURNS and "prefill alone is not measured yet" in found.reason
+
+    def test_overlap_is_chosen_where_it_pays(self) -> None:
+        found = decide(ALL, RATES, BOTH, TURNS)
+        assert found.choice == HALF and "1.2" in found.reason and "overlap gain 1.30" in found.reason
+        assert len(found.predictions) == 4
+
+    def test_taking_turns_stays_where_overlap_loses(self) -> None:
+        losing = measured(half=Shares(0.4, 0.5), quarter=Shares(0.6, 0.3), chunked=Shares(0.6, 0.3))
+        assert decide(ALL, losing, BOTH, TURNS).choice == TURNS
+        assert "taking turns" in decide(ALL, losing, BOTH, TURNS).reason
+
+    def test_prompts_that_all_wait_at_once_are_prefilled_first(self) -> None:
+        assert decide(ALL, RATES, Load(2, 30, 60_000), TURNS).choice == TURNS
+
+    def test_the_limit_rules_out_what_breaks_it(self) -> None:
+        losing = measured(half=Shares(0.4, 0.5), quarter=Shares(0.6, 0.3), chunked=Shares(0.6, 0.3))
+        found = decide(ALL, losing, BOTH, TURNS, itl_limit_ms=4.5)
+        assert found.choice in (HALF, QUARTER, CHUNKED), "turns would stall decode for 11 ms"
+        assert "taking turns would stall decode for 11.3 ms" in found.reason
+        assert decide(ALL, losing, BOTH, TURNS, itl_limit_ms=3.0).choice == HALF, "the only one within 3 ms"
+
+    def test_a_limit_that_nothing_keeps_gets_what_comes_closest(self) -> None:
+        found = decide(ALL, RATES, BOTH, TURNS, itl_limit_ms=0.5)
+        assert found.choice == HALF and "no choice keeps" in found.reason and "closest with 1.6 ms" in found.reason
+
+    def test_a_small_promise_changes_nothing(self) -> None:
+        near = measured(half=Shares(0.5, 0.78), quarter=Shares(0.8, 0.5))
+        assert decide(ALL, near, BOTH, HALF).choice == HALF, "1.3 against 1.28"
+        better = measured(half=Shares(0.5, 0.6), quarter=Shares(0.8, 0.5))
+        assert decide(ALL, better, BOTH, HALF).choice == QUARTER
+
+    def test_what_runs_is_left_only_when_it_loses(self) -> None:
+        barely = measured(half=Shares(0.45, 0.58), quarter=Shares(0.4, 0.3), chunked=Shares(0.6, 0.3))
+        assert decide(ALL, barely, BOTH, HALF).choice == HALF and decide(ALL, barely, BOTH, TURNS).choice == TURNS
+        loses = measured(half=Shares(0.40, 0.50), quarter=Shares(0.4, 0.3), chunked=Shares(0.6, 0.3))
+        assert decide(ALL, loses, BOTH, HALF).choice == TURNS
+
+    def test_one_phase_alone_gets_the_whole_device(self) -> None:
+        only_decode, only_prefill = Load(8, 0, 0), Load(0, 2, 500)
+        assert decide(ALL, RATES, only_decode, HALF).choice == TURNS
+        assert decide(ALL, RATES, only_decode, CHUNKED).choice == CHUNKED, "it has the whole device already"
+        assert decide(ALL, RATES, only_prefill, HALF).choice == TURNS
+        assert decide(ALL, RATES, Load(0, 0, 0), HALF).choice == HALF, "nothing to do is no reason to change"
+
+    def test_there_must_be_something_to_fall_back_to(self) -> None:
+        with pytest.raises(ValueError, match="must take turns"):
+            decide((HALF,), RATES, BOTH, HALF)
+
+    def test_a_prediction_reads_as_a_sentence_with_numbers(self) -> None:
+        text = str(predict(HALF, measured(half=Shares(0.5, 0.8)), BOTH))
+        assert text.startswith("partitioned (decode_sms=64): prefill at 0.50 of its rate alone (100,000 tok/s)")
+        assert "(measured)" in text and "longest gap between two tokens 1.6 ms" in text
+
+
+def prefill(start: float, seconds: float, tokens: int) -> Span:
+    return Span("prefill", "prefill", start, start + seconds, tokens, 0, 1, "auto")
+
+
+def decode(start: float, seconds: float, sequences: int) -> Span:
+    return Span("decode", "decode", start, start + seconds, 0, sequences, sequences, "auto")
+
+
+class TestRateBook:
+    @pytest.fixture
+    def book(self) -> RateBook:
+        """Knows both phases alone: 1 ms for 100 prompt tokens, 2 ms and 0.1 ms for each sequence a step."""
+        book = RateBook()
+        for number in range(12):
+            book.learn(prefill(number, 0.01, 1000), TURNS)
+            book.learn(prefill(number, 0.001, 100), TURNS)
+            for sequences in (10, 40):
+                book.learn(decode(number + 0.5, 0.002 + sequences * 1e-4, sequences), TURNS)
+        return book
+
+    def test_nothing_is_known_at_first(self) -> None:
+        assert RateBook().rates(0.0) == Rates()
+
+    def test_lines_go_through_what_was_seen(self, book: RateBook) -> None:
+        rates = book.rates(20.0)
+        assert rates.prefill and rates.prefill.at(500) == pytest.approx(0.005)
+        assert rates.decode and rates.decode.at(20) == pytest.approx(0.004)
+
+    def test_a_slow_first_batch_does_not_count(self, book: RateBook) -> None:
+        slow = RateBook()
+        slow.learn(prefill(0, 3.0, 1000), TURNS)
+        for number in range(3):
+            slow.learn(prefill(number + 5, 0.01, 1000), TURNS)
+        rates = slow.rates(9.0)
+        assert rates.prefill and rates.prefill.at(1000) == pytest.approx(0.01)
+
+    def test_one_size_alone_is_proportional_for_prefill_and_flat_for_decode(self) -> None:
+        book = RateBook()
+        book.learn(prefill(0, 0.01, 1000), TURNS)
+        book.learn(decode(1, 0.004, 8), TURNS)
+        rates = book.rates(2.0)
+        assert rates.prefill and rates.prefill.at(500) == pytest.approx(0.005)
+        assert rates.decode and rates.decode.at(16) == pytest.approx(0.004)
+
+    def overlap(self, book: RateBook, start: float, candidate: Candidate = HALF) -> None:
+        """A prefill of 1000 tokens in 20 ms (alone 10), beside it four steps of 10 sequences in 5 ms (alone 3)."""
+        for number in range(4):
+            book.learn(decode(start + number * 0.005, 0.005, 10), candidate)
+        book.learn(prefill(start, 0.02, 1000), candidate)
+
+    def test_shares_come_from_decode_steps_beside_a_prefill(self, book: RateBook) -> None:
+        self.overlap(book, 30.0)
+        assert HALF.label not in book.rates(31.0).shares, "the first is not trusted: much was made for it"
+        self.overlap(book, 31.0)
+        self.overlap(book, 32.0)
+        share = book.rates(33.0).shares[HALF.label]
+        assert share.prefill == pytest.approx(0.5) and share.decode == pytest.approx(0.6)
+
+    def test_a_prefill_with_little_decode_beside_it_tells_nothing(self, book: RateBook) -> None:
+        for start in (30.0, 31.0, 32.0, 33.0):
+            book.learn(decode(start + 0.001, 0.005, 10), HALF)
+            book.learn(prefill(start, 0.02, 1000), HALF)
+        assert not book.rates(34.0).shares
+
+    def test_decode_alone_in_a_split_is_not_the_rate_alone(self, book: RateBook) -> None:
+        before = book.rates(30.0).decode
+        for number in range(20):
+            book.learn(decode(30 + number, 0.9, 10), HALF)
+        assert book.rates(60.0).decode == before
+
+    def test_mixed_batches_give_shares_of_both(self, book: RateBook) -> None:
+        for number in range(4):
+            book.learn(Span("main", "mixed", 30 + number, 30.01 + number, 500, 10, 11, "auto"), CHUNKED)
+        share = book.rates(40.0).shares[CHUNKED.label]
+        assert share.prefill == pytest.approx(0.5) and share.decode == pytest.approx(0.3)
+
+    def test_old_shares_are_forgotten_so_that_a_loser_gets_another_chance(self, book: RateBook) -> None:
+        for start in (30.0, 31.0, 32.0):
+            self.overlap(book, start)
+        assert HALF.label in book.rates(60.0).shares and HALF.label not in book.rates(600.0).shares
