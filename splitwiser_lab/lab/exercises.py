@@ -8,7 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from splitwiser_lab.measure.profile import PhaseProfile
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,40 @@ EXERCISES = {
         "More than 1, at most 8: time_phases(...)[1]['tokens_per_s'] with batch=8, over that with batch=1.",
         tolerance=0.75,
     ),
+    "phases: the batch at the ridge": Exercise(
+        lambda: 206.0,
+        "At the ridge, 989e12 / 4.8e12 = 206 FLOP/byte; a weight of 2 bytes gives 2 FLOPs to every sequence.",
+        "A weight takes 2 bytes and makes 2 FLOPs for each sequence. The ridge is FLOP/s over bytes/s.",
+        tolerance=0.05,
+    ),
+    "phases: one step of Llama": Exercise(
+        lambda: 3.2,
+        "7.5 billion weights (the table of tokens is only looked up) × 2 bytes, over 4.8 TB/s: 3.1 ms; 3.3 with it.",
+        "All weights pass once: their bytes, over bytes per second.",
+        tolerance=0.1,
+    ),
+    "phases: eight in a step": Exercise(
+        lambda found: _step_seconds(found, 8) / _step_seconds(found, 1),
+        "So much longer for eight times the tokens: the weights, most of the bytes, are read once for all.",
+        "Compare two rows of decode at the same context: ms of batch 8 over ms of batch 1.",
+        tolerance=0.1,
+    ),
+    "paging: pages of a request": Exercise(
+        lambda: 5,
+        "150 tokens in pages of 32: four are full, and 22 tokens lie in the fifth.",
+        "Round up (100 + 50) / 32.",
+    ),
+    "paging: the last page": Exercise(
+        lambda: 15.5,
+        "From 0 to 31, each as likely: 15.5 on average, whatever the length. Without pages, all up to the longest.",
+        "The last page of a request has 1 to 32 tokens in it. What is free in it, on average?",
+        tolerance=0.05,
+    ),
+    "paging: trips for the weights": Exercise(
+        lambda: 11,
+        "28 of the 128 places are taken by decode, 100 are left: 1,024 / 100, rounded up. Read whole, one trip.",
+        "How many tokens of the prompt fit into one batch beside the 28? Then round up.",
+    ),
     "split: where it lies": Exercise(
         lambda: (9, 6),
         "Position 70 is in the third page of the table (70 // 32 = 2), in row 6 (70 % 32).",
@@ -57,6 +94,11 @@ EXERCISES = {
         "Run the cell in the folded answer, or ask what attention knows of a key besides the key itself.",
     ),
 }
+
+
+def _step_seconds(found: PhaseProfile, batch: int) -> float:
+    """A decode step of so many sequences, at the shortest context that was measured."""
+    return min((t for t in found.of("decode") if t.batch == batch), key=lambda t: t.tokens).seconds
 
 
 def check(name: str, answer: Any, *given: Any) -> None:

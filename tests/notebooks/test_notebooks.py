@@ -62,7 +62,9 @@ def svgs(notebook: Notebook) -> list[str]:
 
 
 def test_there_are_notebooks():
-    assert {"00_quickstart", "02_split_pipeline"} <= {path.stem for path in PATHS}
+    assert {"00_quickstart", "01_prefill_vs_decode", "02_split_pipeline", "05_batching_and_paging"} <= {
+        path.stem for path in PATHS
+    }
 
 
 @each
