@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from splitwiser_lab.lab.display import show
     from splitwiser_lab.lab.exercises import check
     from splitwiser_lab.lab.guesses import reveal
-    from splitwiser_lab.lab.live_lab import flip, live, replay
+    from splitwiser_lab.lab.live_lab import flip, live, recorded, replay
     from splitwiser_lab.lab.tables import table
     from splitwiser_lab.lab.views import profile, roofline
 
@@ -27,6 +27,7 @@ _HOMES = {
     "flip": "live_lab",
     "live": "live_lab",
     "profile": "views",
+    "recorded": "live_lab",
     "replay": "live_lab",
     "reveal": "guesses",
     "roofline": "views",
@@ -34,7 +35,7 @@ _HOMES = {
     "table": "tables",
 }
 
-__all__ = ["check", "flip", "live", "profile", "replay", "reveal", "roofline", "setup", "show", "table"]
+__all__ = ["check", "flip", "live", "profile", "recorded", "replay", "reveal", "roofline", "setup", "show", "table"]
 
 
 def __getattr__(name: str) -> Any:

@@ -76,6 +76,44 @@ EXERCISES = {
         "28 of the 128 places are taken by decode, 100 are left: 1,024 / 100, rounded up. Read whole, one trip.",
         "How many tokens of the prompt fit into one batch beside the 28? Then round up.",
     ),
+    "colocation: first token": Exercise(
+        lambda found: min(found.runs, key=lambda run: run.figures()["median_ttft_ms"]).mode,
+        "Compare with the longest pauses: whoever reads prompts fastest may be the one who makes others wait.",
+        "Compare run.figures()['median_ttft_ms'] for each run in found.runs.",
+    ),
+    "colocation: gain": Exercise(
+        lambda: 1.3,
+        "0.6 and 0.7: in one second gets done what takes 1.3 seconds in turns.",
+        "Add the two shares of the rates alone.",
+        tolerance=0.01,
+    ),
+    "colocation: limit": Exercise(
+        lambda: 1.6,
+        "In a second of prefill, the bandwidth is free for 0.6 seconds: 1 + 0.6.",
+        "Ask for how long, in a second of prefill at full speed, the memory bandwidth is free.",
+        tolerance=0.01,
+    ),
+    "live: what a flip costs": Exercise(
+        lambda: 0,
+        "Lanes drain at a step boundary and the KV pool stays: nothing is lost, and nothing is computed twice.",
+        "Look at the line about the tokens: does it speak of requests that failed, or that differ?",
+    ),
+    "live: first token": Exercise(
+        lambda frame: frame.after.ttft_ms / frame.before.ttft_ms,
+        "Above 1, the flip made readers wait longer for the first token: the price of smooth text.",
+        "Divide: frame.after.ttft_ms by frame.before.ttft_ms.",
+        tolerance=0.05,
+    ),
+    "live: under way": Exercise(
+        lambda: 3,
+        "Little's law: what is under way on average is the arrival rate times the time that each stays.",
+        "Each second brings two requests, and each stays for 1.5 seconds.",
+    ),
+    "live: busy": Exercise(
+        lambda: "no",
+        "It counts time in which any kernel ran, with one lane at work as with two. Rates and lanes tell.",
+        "Ask what the figure reads while a decode step uses a tenth of the GPU, all the time.",
+    ),
     "split: where it lies": Exercise(
         lambda: (9, 6),
         "Position 70 is in the third page of the table (70 // 32 = 2), in row 6 (70 % 32).",

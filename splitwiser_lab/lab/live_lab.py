@@ -19,15 +19,16 @@ from splitwiser_lab.errors import RecordingError, SplitwiserError
 from splitwiser_lab.hardware import Choice
 from splitwiser_lab.lab.dashboard.frame import Frame
 from splitwiser_lab.lab.dashboard.knobs import Settings
-from splitwiser_lab.lab.dashboard.recorded import Replay
+from splitwiser_lab.lab.dashboard.recorded import Replay, in_order
 from splitwiser_lab.lab.dashboard.session import Session
 from splitwiser_lab.lab.dashboard.show import Dashboard, choose_drawing
 from splitwiser_lab.measure import shipped
-from splitwiser_lab.measure.recording import Recording, recordings
+from splitwiser_lab.measure.recording import Recording, by_work, recordings
 from splitwiser_lab.measure.stretch import Stretch
 from splitwiser_lab.measure.workload import Workload
 
 _SECONDS_PER_MODE, _PREPARE_SECONDS = 5.0, 600.0
+_ENOUGH = 2  # requests that have to end on either side of a flip
 _SHIPPED = ("recordings/h200", "recordings/cpu")
 _shown: weakref.WeakValueDictionary[int, Dashboard] = weakref.WeakValueDictionary()  # by id of the engine
 
@@ -94,6 +95,15 @@ def replay(
     return dashboard
 
 
+def recorded(folder: str | Path | None = None) -> dict[str, Recording]:
+    """Recorded runs of the same work by mode: of a folder, or (None) those that `replay` shows first.
+
+    Raises RecordingError when there are none.
+    """
+    works = by_work(_recordings(folder))
+    return in_order(max(works.values(), key=len))
+
+
 def _recordings(recorded: Recording | Sequence[Recording] | str | Path | None) -> list[Recording]:
     if isinstance(recorded, Recording):
         return [recorded]
@@ -122,6 +132,8 @@ def flip(
 ) -> Frame:
     """Run requests for `seconds` in one mode, then as long in another, and return the last moment of it.
 
+    On a slow machine it takes longer: until two requests have ended on either side.
+
     `frame.before` and `frame.after` hold the figures on either side of the flip; `lab.show(frame)` draws it.
     Arguments are those of `live`. Raises ModeError for a mode that does not run here, and SplitwiserError when the
     run could not be ended.
@@ -132,9 +144,9 @@ def flip(
     try:
         session.start()
         _wait(session, lambda frame: frame.state != "preparing", _PREPARE_SECONDS)
-        time.sleep(seconds)
+        _wait(session, lambda frame: _lasts(frame.after, seconds), 10 * seconds)
         session.choose(after)
-        frame = _wait(session, lambda f: f.before is not None and _lasts(f.after, seconds), 60 + seconds)
+        frame = _wait(session, lambda f: f.before is not None and _lasts(f.after, seconds), 60 + 10 * seconds)
     finally:
         session.close()
     if frame.state == "failed" or frame.before is None:
@@ -143,7 +155,7 @@ def flip(
 
 
 def _lasts(stretch: Stretch | None, seconds: float) -> bool:
-    return stretch is not None and stretch.seconds >= seconds
+    return stretch is not None and stretch.seconds >= seconds and stretch.completed >= _ENOUGH
 
 
 def _wait(session: Session, over: Callable[[Frame], bool], seconds: float) -> Frame:

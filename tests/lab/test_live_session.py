@@ -71,6 +71,20 @@ def test_flips_through_all_modes_in_mid_run_lose_nothing_and_change_no_token(mak
     assert "failed" not in frame.tokens.text
 
 
+def test_a_stretch_longer_than_what_is_looked_at_is_not_taken_for_a_flip(make_session: MakeSession) -> None:
+    session = make_session()
+    session._horizon = 0.5
+    session.start()
+    until(session, lambda frame: finished(frame) > 5 and frame.now > 1.5)
+    session.choose("chunked")
+    frame = until(session, lambda frame: frame.after is not None and frame.after.label == "chunked")
+    flipped = frame.flips[-1][0]
+    until(session, lambda frame: frame.now > flipped + 1.5)
+    frame = session.frame()
+    assert [label for _, label in frame.flips] == ["chunked"]
+    assert frame.before is not None and frame.before.label == "sequential"
+
+
 def test_says_no_when_the_engine_writes_other_tokens_than_the_reference(make_session: MakeSession) -> None:
     session = make_session(reference=build("llama", seed=1))
     session.start()

@@ -14,7 +14,14 @@ from typing import Any
 from plotly.subplots import make_subplots
 
 from splitwiser_lab.lab.dashboard import series
-from splitwiser_lab.lab.dashboard.figure_style import KV_COLOUR, LINE_COLOURS, LINE_DASHES, TITLES
+from splitwiser_lab.lab.dashboard.figure_style import (
+    KV_COLOUR,
+    LINE_COLOURS,
+    LINE_DASHES,
+    NO_READINGS,
+    TITLES,
+    lane_order,
+)
 from splitwiser_lab.lab.dashboard.frame import Frame, Line
 from splitwiser_lab.lab.static import GREY, PHASE_COLOURS, PHASE_LABELS, Bar
 
@@ -45,14 +52,14 @@ def build(kind: Any, lines: Sequence[Line]) -> Any:
         style = _line(phase, PHASE_COLOURS[phase], "solid", "%{y:,.0f} tok/s")  # type: ignore[index]
         figure.add_scatter(**style, xaxis="x2", yaxis=y, showlegend=False, line_shape="hvh")
     figure.add_scatter(
-        name="gap",
+        name="ITL",
         xaxis="x3",
         yaxis="y4",
         mode="markers",
         marker={"color": PHASE_COLOURS["decode"], "size": 4, "opacity": 0.8},
-        hovertemplate="%{y:.1f} ms<extra>gap</extra>",
+        hovertemplate="%{y:.1f} ms<extra>ITL</extra>",
     )
-    figure.add_scatter(**_line("p99 of 3 s", GREY, "solid", "%{y:.1f} ms"), xaxis="x3", yaxis="y4")
+    figure.add_scatter(**_line("ITL p99", GREY, "solid", "%{y:.1f} ms"), xaxis="x3", yaxis="y4")
     figure.add_scatter(
         **_line("KV", KV_COLOUR, "solid", "%{y:.1f} %"), xaxis="x4", yaxis="y5", showlegend=False, line_shape="hv"
     )
@@ -75,7 +82,7 @@ def change(frame: Frame) -> Change:
     """What has to change for `frame` to be seen."""
     zoom = series.zoom(frame)
     bars, handed = series.bars(frame, zoom)
-    lanes = list(dict.fromkeys(bar.lane for bar in bars))
+    lanes = lane_order(bar.lane for bar in bars)
     traces = [_xy(series.hardware(frame, line.key)) for line in frame.lines]
     traces += [_xy(series.rate(frame, phase)) for phase in ("prefill", "decode")]
     traces += [_xy(series.gaps(frame)), _xy(series.p99(frame)), _xy(series.kv_use(frame))]
@@ -95,8 +102,7 @@ def apply(figure: Any, new: Change) -> None:
 
 
 def _layout(frame: Frame, zoom: float, lanes: list[str], gaps: list[float]) -> dict[str, Any]:
-    window = [round(frame.now - frame.window, 2), round(frame.now, 2)]
-    close = [round(frame.now - zoom, 4), round(frame.now, 4)]
+    window, close = ([round(edge, 4) for edge in frame.last(seconds)] for seconds in (frame.window, zoom))
     names = {-float(row): lane for row, lane in enumerate(lanes)}
     names |= {-len(lanes) + 0.15: "hand-off"} if lanes else {}
     layout: dict[str, Any] = {f"xaxis{n}": {"range": window} for n in ("", 2, 3, 4)}
@@ -114,8 +120,8 @@ def _layout(frame: Frame, zoom: float, lanes: list[str], gaps: list[float]) -> d
         for i in range(_FLIPS)
     ]
     names_at = [_name(flips, i, close if panel == 4 else window) for panel in _NAMED for i in range(_FLIPS)]
-    titles: list[dict[str, Any]] = [{} for _ in TITLES[:-1]]
-    titles.append({"text": f"lanes, the last {zoom:g} s"})
+    titles: list[dict[str, Any]] = [{"text": TITLES[0] if frame.lines else NO_READINGS}, {}, {}, {}]
+    titles.append({"text": f"{TITLES[-1]}, the last {zoom:.3g} s"})
     layout["annotations"] = [*titles, *names_at]
     return layout
 

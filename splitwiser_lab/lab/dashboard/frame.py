@@ -89,6 +89,11 @@ class Frame:
         """Where the window begins; 0 until it is full."""
         return max(0.0, self.now - self.window)
 
+    def last(self, seconds: float) -> tuple[float, float]:
+        """The time axis for the last `seconds`: it begins at 0, and moves on once they are full."""
+        start = max(0.0, self.now - seconds)
+        return start, start + seconds
+
     @property
     def flips(self) -> list[tuple[float, str]]:
         """Moments inside the window at which the mode or its options changed, and to what."""

@@ -75,14 +75,19 @@ class Panel:
             text = f"{tick:,.4g}" if tick < 10_000 else f"{tick / 1000:,.4g}k"
             self._axes.append(_text(at, y + 3.5, text, anchor, colour))
 
-    def line(self, points: tuple[Values, Values], colour: str, side: Side = "left") -> None:
-        """A line through the points, interrupted where a value is None."""
+    def note(self, text: str) -> None:
+        """A sentence where there is nothing to plot."""
+        self._axes.append(_text(self._x + self._width / 2, self._y + self._height / 2, text, "middle"))
+
+    def line(self, points: tuple[Values, Values], colour: str, side: Side = "left", steps: bool = False) -> None:
+        """A line through the points, interrupted where a value is None; with `steps` it keeps each until the next."""
         path, pen = [], "M"
         for t, value in zip(*points, strict=True):
             if t is None or value is None:
                 pen = "M"
             elif t >= self._window[0]:
-                path.append(f"{pen}{self._time(t):.1f} {self._at(value, side):.1f}")
+                x, y = self._time(t), self._at(value, side)
+                path.append(f"H{x:.1f}V{y:.1f}" if steps and pen == "L" else f"{pen}{x:.1f} {y:.1f}")
                 pen = "L"
         if path:
             self._data.append(f'<path d="{"".join(path)}" fill="none" stroke="{colour}" stroke-width="1.5"/>')

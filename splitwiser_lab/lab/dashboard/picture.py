@@ -8,7 +8,7 @@ from __future__ import annotations
 from html import escape
 
 from splitwiser_lab.lab.dashboard import series
-from splitwiser_lab.lab.dashboard.figure_style import KV_COLOUR, LINE_COLOURS, TITLES
+from splitwiser_lab.lab.dashboard.figure_style import KV_COLOUR, LINE_COLOURS, NO_READINGS, TITLES, lane_order
 from splitwiser_lab.lab.dashboard.frame import Frame
 from splitwiser_lab.lab.dashboard.numbers import BAD, GOOD, rows, sign, status
 from splitwiser_lab.lab.dashboard.panel import Panel, Scale, Side
@@ -18,7 +18,7 @@ from splitwiser_lab.timeline import Phase
 WIDTH = 760
 _LEFT, _RIGHT, _MIDDLE = 46, 34, 58  # pixels beside and between the panels
 _PANEL, _LANE = 104, 20  # heights
-_MOST_LETTERS = 118  # of a line of text
+_MOST_LETTERS, _HEADING_LETTERS = 118, 92  # of a line of text
 
 
 def picture(frame: Frame) -> str:
@@ -26,7 +26,7 @@ def picture(frame: Frame) -> str:
     parts: list[str] = []
     y = _heading(frame, parts)
     half = (WIDTH - _LEFT - _RIGHT - _MIDDLE) / 2
-    window = (frame.now - frame.window, frame.now)
+    window = frame.last(frame.window)
     places = [
         (_LEFT, y),
         (_LEFT + half + _MIDDLE, y),
@@ -38,7 +38,7 @@ def picture(frame: Frame) -> str:
     _rates(boxes[1], frame)
     _gaps(boxes[2], frame)
     boxes[3].scale(Scale.to_hold(series.kv_use(frame)[1]))
-    boxes[3].line(series.kv_use(frame), KV_COLOUR)
+    boxes[3].line(series.kv_use(frame), KV_COLOUR, steps=True)
     for box in boxes:
         box.flips(frame.flips, named=box is boxes[0])
         parts += box.parts()
@@ -66,7 +66,7 @@ def _heading(frame: Frame, parts: list[str]) -> float:
     ):
         y += 17
         parts.append(f'<text x="6" y="{y}"{style}>{escape(_cut(text))}</text>')
-    columns = [6, *(204 + 78 * n for n in range(1, 8))]
+    columns = [6, *(192 + 79 * n for n in range(1, 8))]
     for number, line in enumerate(rows(frame)):
         y += 17
         weight = ' font-weight="600"' if number == 0 else ""
@@ -78,6 +78,8 @@ def _heading(frame: Frame, parts: list[str]) -> float:
 
 def _hardware(box: Panel, frame: Frame) -> None:
     box.scale(Scale(0, 125, [0, 50, 100]))
+    if not frame.lines:
+        box.note(NO_READINGS)
     for line, colour in zip(frame.lines, LINE_COLOURS, strict=False):
         box.line(series.hardware(frame, line.key), colour)
         box.key(line.label, colour)
@@ -98,22 +100,22 @@ def _gaps(box: Panel, frame: Frame) -> None:
     box.scale(Scale.logarithmic(points[1]))
     box.dots(points, PHASE_COLOURS["decode"])
     box.line(series.p99(frame), GREY)
-    box.key("gap", PHASE_COLOURS["decode"])
-    box.key("p99 of 3 s", GREY)
+    box.key("ITL", PHASE_COLOURS["decode"])
+    box.key("p99", GREY)
 
 
 def _lanes(frame: Frame, y: float, parts: list[str]) -> float:
     zoom = series.zoom(frame)
     bars, handed = series.bars(frame, zoom)
-    names = list(dict.fromkeys(bar.lane for bar in bars))
+    names = lane_order(bar.lane for bar in bars)
     height = _LANE * max(1, len(names)) + (14 if handed else 0) + 16
     box = Panel(
         _LEFT + 10,
         y,
         WIDTH - _LEFT - _RIGHT - 10,
         height,
-        (frame.now - zoom, frame.now),
-        f"{TITLES[4]}, the last {zoom:g} s",
+        frame.last(zoom),
+        f"{TITLES[4]}, the last {zoom:.3g} s",
     )
     for row, name in enumerate(names):
         box.row(16 + _LANE * row, _LANE - 4, name, [b for b in bars if b.lane == name], PHASE_COLOURS)

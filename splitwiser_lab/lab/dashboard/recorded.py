@@ -7,7 +7,7 @@ that mode's recording at the same moment: what the view then shows happened, on 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -157,10 +157,7 @@ class Replay:
 
     def _open(self, work: str) -> None:
         """Begin with the recordings of this work, in the order of the modes' table."""
-        order = list(MODES)
-        recordings = self._works[work].items()
-        self._work = work
-        self._runs = dict(sorted(recordings, key=lambda run: order.index(run[1].mode) if run[1].mode in order else 99))
+        self._work, self._runs = work, in_order(self._works[work])
         self._duration = max(recording.timeline.duration for recording in self._runs.values())
         self._kv = {label: kv_use(recording) for label, recording in self._runs.items()}
         self._alone = next((a for r in self._runs.values() if (a := Alone.fit(r.timeline.spans))), None)
@@ -188,6 +185,12 @@ class Replay:
         if end - start < _SHORTEST_S:
             return None
         return Stretch.of(self._runs[segment.label].timeline, segment.label, start, end, self._alone)
+
+
+def in_order(runs: Mapping[str, Recording]) -> dict[str, Recording]:
+    """Runs by label, in the order of the modes' table."""
+    order = list(MODES)
+    return dict(sorted(runs.items(), key=lambda run: order.index(run[1].mode) if run[1].mode in order else len(order)))
 
 
 def kv_use(recording: Recording) -> tuple[tuple[float, float], ...]:

@@ -126,7 +126,7 @@ class Session:
             if sample.time - self._origin >= since
         )
         kv = tuple(point for point in self._runner.kv if point[0] >= since)
-        before, after = self._stretches.update(timeline, now)
+        before, after = self._stretches.update(timeline, since, now)
         parts = tuple(
             Part(label, start, end, timeline, readings, kv)
             for label, start, end in self._stretches.between(max(0.0, now - self._window), now)

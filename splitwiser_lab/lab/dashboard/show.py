@@ -80,7 +80,9 @@ class Dashboard:
 
         self._figure = figure.build(go.FigureWidget, self.source.frame().lines)
         self._controls, self._numbers = Controls(self.source), widgets.HTML()
-        display(widgets.VBox([self._controls.box, self._numbers, self._figure]))  # type: ignore[no-untyped-call]
+        view = widgets.VBox([self._controls.box, self._numbers, self._figure])
+        view.add_class("splitwiser-view")
+        display(view)  # type: ignore[no-untyped-call]
         self._task = asyncio.get_running_loop().create_task(self._draw())
 
     async def _draw(self) -> None:

@@ -14,6 +14,7 @@ from splitwiser_lab.measure.stretch import ALONE_MODE, Alone, Stretch
 from splitwiser_lab.timeline import ModeChange, Span, Timeline
 
 _TOGETHER = 4  # requests that decode in one batch when phases are timed
+_CLOCK_S = 1e-6  # what adding and subtracting seconds may have rounded away
 _SHORTEST_S = 0.3  # a stretch shorter than this has no figures yet
 
 
@@ -55,10 +56,13 @@ class Stretches:
         with self._lock:
             self._starts.append(_Start(now, mode, False))
 
-    def update(self, timeline: Timeline, now: float) -> tuple[Stretch | None, Stretch | None]:
-        """Take notice of flips in `timeline`; return the figures before the latest flip, and those since."""
+    def update(self, timeline: Timeline, since: float, now: float) -> tuple[Stretch | None, Stretch | None]:
+        """Take notice of flips in `timeline`; return the figures before the latest flip, and those after it.
+
+        The timeline begins at `since`, and the first of its modes is the one that held there: no flip.
+        """
         with self._lock:
-            known = self._starts[-1].time if self._starts else now
+            known = max(self._starts[-1].time, since + _CLOCK_S) if self._starts else now
             new = [change for change in timeline.modes if change.time > known]
             self._starts += [_Start(change.time, label_of(change), True) for change in new]
             starts = list(self._starts)
