@@ -22,6 +22,9 @@ Numbers = NDArray[np.int32]
 QUERY_BLOCK = 128  # queries that a prefill kernel takes at once
 _PART_STEP = 64  # parts of a context are multiples of so many tokens
 _LEAST_PART = 128  # a shorter part costs more to merge than it saves
+# A part of a context: its row (-1 for none), its first token and the one after its last, where the row's block
+# table begins in `pages`, its own place in scratch memory, that of the row's first part, and how many parts there are.
+ITEM = ("row", "start", "end", "first_page", "part", "first_part", "parts")
 _ALIGN = 4  # numbers, 16 bytes: Triton compiles anew for an address that is less aligned
 
 
@@ -32,18 +35,14 @@ class PagedInput:
     `tokens` holds -1 - i where the device itself picked the token, and keeps it at place i of its board.
     """
 
+    rows: int  # B
     spans: tuple[PrefillSpan, ...]  # the prefilling sequences, for attention that takes them one by one
     tokens: torch.Tensor  # [T]
     positions: torch.Tensor  # [T]
     slots: torch.Tensor  # [T] page * page_size + row for its keys and values, -1 where padded
-    ends: torch.Tensor  # [E] rows after which a token is picked
+    ends: torch.Tensor  # [E] rows after which a token is picked: one a decoding row, then as many as there are prompts
     board: torch.Tensor  # [E] the place on the board where it is kept
-    contexts: torch.Tensor  # [B] tokens that a decoding row attends to, 0 where padded
-    first_page: torch.Tensor  # [B] where its block table begins in `pages`
-    row_part: torch.Tensor  # [B] the number of its first part (contexts are cut into parts)
-    row_tokens: torch.Tensor  # [B] tokens in each of its parts
-    item_row: torch.Tensor  # [items] the row that a part belongs to, -1 for none
-    item_part: torch.Tensor  # [items] which of its parts it is
+    items: torch.Tensor  # [items * 7] parts of the decoding rows' contexts, see `ITEM`
     block_row: torch.Tensor  # [blocks of queries] the row of its first query
     block_tokens: torch.Tensor  # [blocks] queries in it
     block_position: torch.Tensor  # [blocks] the position of its first query
@@ -57,7 +56,26 @@ class PagedInput:
         tensors = [buffer[start : start + size] for start, size in zip(starts, packed.sizes, strict=True)]
         tensors.append(buffer[pages:])
         spans = [PrefillSpan(rows, start, context, tensors[-1][at]) for rows, start, context, at in packed.spans]
-        return cls(tuple(spans), *tensors)
+        return cls(packed.shape.rows, tuple(spans), *tensors)
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """How large a batch is, or is padded to be: decoding rows, tokens of prompts, and prompts."""
+
+    rows: int
+    tokens: int = 0
+    prompts: int = 0
+
+    @classmethod
+    def of(cls, batch: Batch) -> Shape:
+        """Without padding."""
+        return cls(len(batch.decode), batch.prefill_tokens, len(batch.prefill))
+
+    @property
+    def blocks(self) -> int:
+        """Blocks of queries that suffice, however the tokens are spread over the prompts."""
+        return self.tokens // QUERY_BLOCK + self.prompts
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,63 +83,75 @@ class Packed:
     """The numbers of a `PagedInput` in one array, where each field begins in it, and their sizes (pages: the rest)."""
 
     numbers: Numbers
+    shape: Shape
     offsets: tuple[int, ...]
     sizes: tuple[int, ...]
     spans: tuple[tuple[slice, int, int, slice], ...]  # rows, start, context and place in the pages
 
 
-def pack(batch: Batch, page_size: int, parts: int, no_place: int, rows: int | None = None) -> Packed:
-    """Work out all numbers of a batch.
+def pack(batch: Batch, page_size: int, parts: int, no_place: int, shape: Shape | None = None) -> Packed:
+    """Work out all numbers of a batch whose decoding sequences all pick a token.
 
-    Decode contexts are cut into about `parts` parts, at most so many plus one a row. `rows` pads a
-    batch that only decodes; padded rows keep their token at `no_place` of the board.
+    Decode contexts are cut into about `parts` parts, at most so many plus one a row. `shape` pads the
+    batch: padding writes nothing to the pool, and keeps its tokens at `no_place` of the board.
     """
-    sequences = batch.sequences
-    decoding = len(batch.decode)
-    rows = decoding if rows is None else rows
-    pad = rows - decoding
+    assert all(s.sampling is not None for s in batch.decode), "a sequence decodes in order to pick a token"
+    shape = Shape.of(batch) if shape is None else shape
+    sequences, decoding = batch.sequences, len(batch.decode)
+    pad, blank = shape.rows - decoding, shape.tokens - batch.prefill_tokens
     lengths = _array([len(s.block_table) for s in sequences])
     pages = _array(list(chain.from_iterable(s.block_table for s in sequences)))
     first_page = _starts(lengths)
     starts = _array([s.start for s in sequences])
     counts = _array([len(s.tokens) for s in sequences])
-    first_row = _starts(counts)
+    first_row = _starts(counts)  # before padding
 
     named = [_array([_named(s) for s in batch.decode]), *(_array(s.tokens) for s in batch.prefill)]
     tokens = np.concatenate(named, dtype=np.int32)
     owner = np.repeat(np.arange(len(sequences)), counts)
     positions = np.arange(len(tokens), dtype=np.int32) - (first_row - starts)[owner]
     slots = pages[first_page[owner] + positions // page_size] * page_size + positions % page_size
+    first_row[decoding:] += pad
+
+    def rows(array: NDArray[np.integer[Any]], value: int) -> NDArray[np.integer[Any]]:
+        return _padded(array, decoding, pad, blank, value)
+
     asked = np.array([s.sampling is not None for s in sequences], bool)
+    spare = shape.prompts - int(asked[decoding:].sum())
+    ends, places = (first_row + counts - 1)[asked], pages[first_page[asked]]
+    prompts = (each[decoding:] for each in (starts, counts, first_row, first_page))
     arrays = [
-        _padded(tokens, pad, 0),
-        _padded(positions, pad, 0),
-        _padded(slots, pad, -1),
-        _padded((first_row + counts - 1)[asked], pad, 0),
-        _padded(pages[first_page[asked]], pad, no_place),
-        *_parts((starts + counts)[:decoding], first_page[:decoding], rows, parts if rows else 0),
-        *_query_blocks(*(each[decoding:] for each in (starts, counts, first_row, first_page))),
+        rows(tokens, 0),
+        rows(positions, 0),
+        rows(slots, -1),
+        _padded(ends, decoding, pad, spare, 0),
+        _padded(places, decoding, pad, spare, no_place),
+        _items((starts + counts)[:decoding], first_page[:decoding], shape.rows, parts if shape.rows else 0),
+        *_query_blocks(*prompts, shape.blocks),
     ]
     sizes = tuple(map(len, arrays))
     offsets = tuple(accumulate((-(-size // _ALIGN) * _ALIGN for size in sizes), initial=0))
     numbers = np.zeros(offsets[-1] + len(pages), np.int32)
     for offset, array in zip(offsets, [*arrays, pages], strict=True):
         numbers[offset : offset + len(array)] = array
+    where = zip(batch.prefill, first_row[decoding:].tolist(), first_page[decoding:].tolist(), strict=True)
     spans = [
         (slice(row, row + len(s.tokens)), s.start, s.context, slice(page, page - (-s.context // page_size)))
-        for s, row, page in zip(
-            batch.prefill, first_row[decoding:].tolist(), first_page[decoding:].tolist(), strict=True
-        )
+        for s, row, page in where
     ]
-    return Packed(numbers, offsets, sizes, tuple(spans))
+    return Packed(numbers, shape, offsets, sizes, tuple(spans))
 
 
 def _array(numbers: list[int]) -> Numbers:
     return np.array(numbers, np.int32)
 
 
-def _padded(array: NDArray[np.integer[Any]], count: int, value: int) -> NDArray[np.integer[Any]]:
-    return np.concatenate((array, np.full(count, value, np.int32)))
+def _padded(array: NDArray[np.integer[Any]], at: int, middle: int, end: int, value: int) -> NDArray[np.integer[Any]]:
+    """`array` with `middle` times `value` put in before `at`, and `end` times at the end."""
+    if not middle and not end:
+        return array
+    fill = np.full(middle + end, value, np.int32)
+    return np.concatenate((array[:at], fill[:middle], array[at:], fill[middle:]))
 
 
 def _starts(counts: Numbers) -> Numbers:
@@ -134,29 +164,25 @@ def _named(sequence: Sequence) -> int:
     return -1 - sequence.block_table[0] if token == PENDING else token
 
 
-def _parts(contexts: Numbers, first_page: Numbers, rows: int, parts: int) -> list[NDArray[np.integer[Any]]]:
-    """`contexts` ... `item_part` of a PagedInput: each context in equal parts, together about `parts` of them."""
+def _items(contexts: Numbers, first_page: Numbers, rows: int, parts: int) -> Numbers:
+    """`items` of a PagedInput, flat: each context in equal parts, together about `parts` of them, longest first."""
     share = max(-(-int(contexts.sum()) // max(parts, 1)), _LEAST_PART)
     pieces = -(-contexts // share)
     tokens = -(-contexts // (pieces * _PART_STEP)) * _PART_STEP
     count = -(-contexts // tokens)
-    row_part = _starts(count)
+    first_part = _starts(count)
     row = np.repeat(np.arange(len(contexts)), count)
-    part = np.arange(len(row)) - row_part[row]
-    longest_first = np.argsort(part * tokens[row] - np.minimum((part + 1) * tokens[row], contexts[row]), kind="stable")
-    pad, free = rows - len(contexts), rows + parts - len(row)
-    return [
-        _padded(contexts, pad, 0),
-        _padded(first_page, pad, 0),
-        _padded(row_part, pad, 0),
-        _padded(tokens, pad, 1),
-        _padded(row[longest_first], free, -1),
-        _padded(part[longest_first], free, 0),
-    ]
+    start = (np.arange(len(row)) - first_part[row]) * tokens[row]
+    end = np.minimum(start + tokens[row], contexts[row])
+    longest_first = np.argsort(start - end, kind="stable")
+    items = np.full((rows + parts, len(ITEM)), -1, np.int32)
+    found = np.stack((row, start, end, first_page[row], np.arange(len(row)), first_part[row], count[row]), axis=1)
+    items[: len(row)] = found[longest_first]
+    return items.reshape(-1)
 
 
 def _query_blocks(
-    starts: Numbers, counts: Numbers, first_row: Numbers, first_page: Numbers
+    starts: Numbers, counts: Numbers, first_row: Numbers, first_page: Numbers, most: int
 ) -> list[NDArray[np.integer[Any]]]:
     """Row, queries, position and page of each block of queries; those with the most keys first, to end together."""
     blocks = -(-counts // QUERY_BLOCK)
@@ -165,4 +191,5 @@ def _query_blocks(
     position = starts[owner] + offset
     order = np.argsort(-position, kind="stable")
     queries = np.minimum(counts[owner] - offset, QUERY_BLOCK)
-    return [each[order] for each in (first_row[owner] + offset, queries, position, first_page[owner])]
+    found = (first_row[owner] + offset, queries, position, first_page[owner])
+    return [_padded(each[order], 0, 0, most - len(order), 0) for each in found]

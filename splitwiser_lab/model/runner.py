@@ -13,24 +13,25 @@ import torch
 
 from splitwiser_lab.model.batch import Batch
 from splitwiser_lab.model.choice import choose_kernels
-from splitwiser_lab.model.paged import Packed, PagedInput, pack
+from splitwiser_lab.model.paged import Packed, PagedInput, Shape, pack
 from splitwiser_lab.model.sampling import resample
 from splitwiser_lab.model.transformer import Transformer
 
 _ROWS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 80, 96, 128, 160, 192, 224, 256)
 _ROWS_STEP = 128  # beyond those
+_MOST_TOKENS = 8192  # of prompts in a graph: with more, launching kernels one by one costs nothing to speak of
 _PROGRAMS_PER_SM = 4  # of the decode attention, resident at once
 
 
 @dataclass(frozen=True)
-class DecodeGraph:
-    """A decode step for a fixed number of rows: write a batch's numbers into `numbers`, replay, read `picked`."""
+class Step:
+    """A batch of one shape as a CUDA graph: write its numbers into `numbers`, replay, read `logits` and `picked`."""
 
     graph: torch.cuda.CUDAGraph
     numbers: torch.Tensor
-    logits: torch.Tensor  # [rows, vocabulary]
-    picked: torch.Tensor  # [rows]
-    places: torch.Tensor  # [rows] on the board
+    where: PagedInput
+    logits: torch.Tensor  # [E, vocabulary]
+    picked: torch.Tensor  # [E]
 
 
 class PlainRunner:
@@ -40,9 +41,6 @@ class PlainRunner:
 
     def __init__(self, transformer: Transformer) -> None:
         self.run = transformer.run
-
-    def prepare(self, most_rows: int) -> None:
-        """There is nothing to capture."""
 
 
 class GraphRunner:
@@ -62,62 +60,74 @@ class GraphRunner:
         self._kernels = TritonKernels(weights.config, weights.device, weights.dtype, pool.page_size, capability)
         programs = _PROGRAMS_PER_SM * (multiprocessors or properties.multi_processor_count)
         self._parts = -(-programs // weights.config.kv_heads)
+        self._kernels.reserve(_ROWS[-1] + self._parts, _ROWS[-1])
         self._board = torch.zeros(pool.pages + 1, dtype=torch.int32, device=self._device)
-        self._graphs: dict[int, DecodeGraph] = {}
+        self._seen: set[Shape] = set()
+        self._steps: dict[Shape, Step] = {}
         self._graph_memory = torch.cuda.graph_pool_handle()
 
     @torch.inference_mode()
     def run(self, batch: Batch) -> torch.Tensor:
-        """Launch a batch; keys and values go to the pool. Gives the picked token ids [S], still on the device."""
-        specs = [s.sampling for s in batch.sequences if s.sampling is not None]
-        if not batch.prefill and len(specs) == len(batch.decode):
-            step = self._graph(len(batch.decode))
-            packed = self._pack(batch, len(step.picked))
+        """Launch a batch; keys and values go to the pool. Gives the picked token ids [S], still on the device.
+
+        The first batch of a shape is launched kernel by kernel, which also compiles them; the second is captured.
+        """
+        shape = self._padded(batch)
+        packed = pack(batch, self._pool.page_size, self._parts, self._pool.pages, shape)
+        if shape in self._seen and shape not in self._steps:
+            self._steps[shape] = self._capture(packed)
+        if step := self._steps.get(shape):
             _upload(packed, step.numbers)
             step.graph.replay()
-            logits, picked, places = (t[: len(specs)] for t in (step.logits, step.picked, step.places))
+            where, logits, picked = step.where, step.logits, step.picked
         else:
-            packed = self._pack(batch)
-            numbers = torch.empty(len(packed.numbers), dtype=torch.int32, device=self._device)
-            _upload(packed, numbers)
-            where = PagedInput.views(numbers, packed)
-            logits, picked = self._launch(where, where.ends)
-            places = where.board
-        if any(spec.temperature > 0 for spec in specs):
-            picked = resample(picked, logits, specs)
-            self._board[places] = picked
-        return picked
+            where = PagedInput.views(_upload(packed, self._numbers(packed)), packed)
+            logits, picked = self._launch(where)
+            if self._repeatable(shape):
+                self._seen.add(shape)
+        return self._read(batch, where, logits, picked)
 
-    @torch.inference_mode()
-    def prepare(self, most_rows: int) -> None:
-        """Capture the decode graphs for batches of up to `most_rows` now, rather than when they are first needed."""
-        for rows in reversed([rows for rows in _ROWS if rows <= _padded_rows(most_rows)]):
-            self._graph(rows)
+    def _read(self, batch: Batch, where: PagedInput, logits: torch.Tensor, picked: torch.Tensor) -> torch.Tensor:
+        """The tokens of a batch without its padding; those that are not greedy are picked here, kernel by kernel."""
+        decode, prefill = ([s.sampling for s in part if s.sampling] for part in (batch.decode, batch.prefill))
+        first, second = slice(len(decode)), slice(where.rows, where.rows + len(prefill))
 
-    def _pack(self, batch: Batch, rows: int | None = None) -> Packed:
-        return pack(batch, self._pool.page_size, self._parts, self._pool.pages, rows)
+        def real(rows: torch.Tensor) -> torch.Tensor:
+            return torch.cat((rows[first], rows[second])) if decode and prefill else rows[first if decode else second]
 
-    def _launch(self, where: PagedInput, ends: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-        """Logits [E, vocabulary] and greedy tokens [E] of the rows `ends`, or of all."""
+        if any(spec.temperature > 0 for spec in decode + prefill):
+            tokens = resample(real(picked), real(logits), decode + prefill)
+            self._board[real(where.board)] = tokens
+            return tokens
+        return real(picked)
+
+    def _padded(self, batch: Batch) -> Shape:
+        """The shape of the graph for this batch, or its own where there can be none."""
+        shape = Shape.of(batch)
+        if not self._repeatable(shape):
+            return shape
+        fitting = next((rows for rows in _ROWS if rows >= shape.rows), -(-shape.rows // _ROWS_STEP) * _ROWS_STEP)
+        return Shape(fitting if shape.rows else 0, _padded_tokens(shape.tokens), _power_of_two(shape.prompts))
+
+    def _repeatable(self, shape: Shape) -> bool:
+        """Whether batches of the shape can be graphs: no prompts where attention takes them one by one."""
+        return not shape.tokens or (self._kernels.matrix_units and shape.tokens <= _MOST_TOKENS)
+
+    def _launch(self, where: PagedInput) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits [E, vocabulary] and greedy tokens [E] of the rows that ask for one."""
         tokens = self._kernels.resolve(where.tokens, self._board)
+        ends = where.ends if len(where.block_row) else None  # in a step that only decodes every row asks
         logits = self._model.forward(tokens, where.positions, where, ends, self._kernels)
         return logits, self._kernels.pick(logits, where.board, self._board)
 
-    def _graph(self, decoding: int) -> DecodeGraph:
-        rows = _padded_rows(decoding)
-        if rows not in self._graphs:
-            self._graphs[rows] = self._capture(rows)
-        return self._graphs[rows]
+    def _numbers(self, packed: Packed) -> torch.Tensor:
+        """Room on the device for a batch's numbers, and for those of any other of its shape."""
+        return torch.empty(packed.offsets[-1] + self._pool.pages, dtype=torch.int32, device=self._device)
 
-    def _capture(self, rows: int) -> DecodeGraph:
-        """Record a step over padding: it reads no page and writes none."""
-        packed = self._pack(Batch([], []), rows)
-        numbers = torch.empty(len(packed.numbers) + self._pool.pages, dtype=torch.int32, device=self._device)
-        _upload(packed, numbers)
+    def _capture(self, packed: Packed) -> Step:
+        numbers = self._numbers(packed)
         where = PagedInput.views(numbers, packed)
-        self._launch(where)  # compiles what is not compiled yet, and takes the memory that is not the graph's own
-        stream = torch.cuda.current_stream(self._device)
-        stream.synchronize()
+        torch.cuda.current_stream(self._device).synchronize()
         graph = torch.cuda.CUDAGraph()
         # Not torch.cuda.graph(): it would wait for all other lanes. Other threads may go on allocating.
         graph.capture_begin(pool=self._graph_memory, capture_error_mode="thread_local")
@@ -125,7 +135,7 @@ class GraphRunner:
             logits, picked = self._launch(where)
         finally:
             graph.capture_end()
-        return DecodeGraph(graph, numbers, logits, picked, where.board)
+        return Step(graph, numbers, where, logits, picked)
 
 
 Runner = PlainRunner | GraphRunner
@@ -139,11 +149,17 @@ def runner_for(transformer: Transformer, multiprocessors: int | None = None) -> 
     return PlainRunner(transformer)
 
 
-def _padded_rows(decoding: int) -> int:
-    """The number of rows of the graph that runs `decoding` sequences."""
-    return next((rows for rows in _ROWS if rows >= decoding), -(-decoding // _ROWS_STEP) * _ROWS_STEP)
+def _padded_tokens(tokens: int) -> int:
+    """Up to the next step: a step is no more than what a matrix product pads to in any case."""
+    step = 64 if tokens <= 512 else 128 if tokens <= 2048 else 256
+    return -(-tokens // step) * step
 
 
-def _upload(packed: Packed, to: torch.Tensor) -> None:
+def _power_of_two(count: int) -> int:
+    return 1 << (count - 1).bit_length() if count else 0
+
+
+def _upload(packed: Packed, to: torch.Tensor) -> torch.Tensor:
     """Copy the numbers to the device without waiting: the pinned memory is kept by PyTorch until they are there."""
     to[: len(packed.numbers)].copy_(torch.from_numpy(packed.numbers).pin_memory(), non_blocking=True)
+    return to

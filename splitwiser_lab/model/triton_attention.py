@@ -31,12 +31,7 @@ def decode_kernel(
     weights,  # [items, H_kv, GROUP] float32: sum of its weights
     arrived,  # [B, H_kv] int32, all 0 between launches
     pages,  # the block tables of all sequences, one after the other
-    first_page,  # [B] where a sequence's block table begins in `pages`
-    contexts,  # [B] tokens to attend to; 0 where the batch is padded
-    item_row,  # [items] the sequence that a part belongs to, -1 for none
-    item_part,  # [items] which of its parts it is
-    row_part,  # [B] where a sequence's parts lie in the scratch memory
-    row_tokens,  # [B] tokens in each of its parts
+    items,  # [items, 7] the parts of the contexts, as `paged.ITEM` names their numbers
     scale,  # 1 / sqrt(D) / ln(2)
     q_stride,
     page_stride,
@@ -52,14 +47,13 @@ def decode_kernel(
     """One part of one sequence for one head of keys; who finishes a sequence last, merges its parts."""
     head, item = tl.program_id(0), tl.program_id(1)
     kv_heads = tl.num_programs(0)
-    row = tl.load(item_row + item)
+    this = items + item * 7  # all are read at once: each load that waits for another costs a microsecond
+    row = tl.load(this)
     if row < 0:
         return
-    context, chunk = tl.load(contexts + row), tl.load(row_tokens + row)
-    part, first_part = tl.load(item_part + item), tl.load(row_part + row)
-    start = part * chunk
-    end = tl.minimum(start + chunk, context)
-    table = pages + tl.load(first_page + row)
+    start, end = tl.load(this + 1), tl.load(this + 2)
+    table, part = pages + tl.load(this + 3), tl.load(this + 4)
+    first_part, parts = tl.load(this + 5), tl.load(this + 6)
 
     g, d, n = tl.arange(0, BLOCK_G), tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_N)
     query = q + row.to(tl.int64) * q_stride + (head * GROUP + g[:, None]) * D + d[None, :]
@@ -92,12 +86,11 @@ def decode_kernel(
             total += tl.sum(shares[:, :, None] * v.to(tl.float32)[None, :, :], 1)
         top = new_top
 
-    parts = tl.cdiv(context, chunk)
     target = out + row.to(tl.int64) * kv_heads * GROUP * D + (head * GROUP + g[:, None]) * D + d[None, :]
     if parts == 1:
         tl.store(target, (total / weight[:, None]).to(out.dtype.element_ty), mask=inside)
     else:
-        slot = ((first_part + part) * kv_heads + head) * GROUP + g  # [G]
+        slot = (part * kv_heads + head) * GROUP + g  # [G]
         tl.store(maxima + slot, top, mask=g < GROUP)
         tl.store(weights + slot, weight, mask=g < GROUP)
         tl.store(sums + slot[:, None] * D + d[None, :], total, mask=inside)

@@ -17,7 +17,7 @@ from splitwiser_lab.model.attention import attend_prefill
 from splitwiser_lab.model.choice import has_matrix_units
 from splitwiser_lab.model.config import ModelConfig
 from splitwiser_lab.model.kernels import Pages
-from splitwiser_lab.model.paged import QUERY_BLOCK, PagedInput
+from splitwiser_lab.model.paged import ITEM, QUERY_BLOCK, PagedInput
 
 _ARGMAX_BLOCK = 4096
 _PLAIN_SUM_ELEMENTS = 8192  # heads x tokens x numbers a head that a program can hold in registers
@@ -45,12 +45,12 @@ class TritonKernels:
         self._group = config.heads // config.kv_heads
         self._block_d = max(16, triton.next_power_of_2(config.head_dim))
         self._scale = 1 / math.sqrt(config.head_dim) / math.log(2)
-        self._dot = has_matrix_units(capability, dtype)
+        self.matrix_units = has_matrix_units(capability, dtype)
         self.decode_tiles, self.prefill_tiles = self._choose_tiles()
         self._scratch: list[tuple[torch.Tensor, ...]] = []
 
     def _choose_tiles(self) -> tuple[Tiles, Tiles]:
-        if self._dot:
+        if self.matrix_units:
             wide = self._block_d > 64
             return Tiles(64 if wide else 128, 4, 3), Tiles(128 if wide else 64, 8, 3)
         tokens = _PLAIN_SUM_ELEMENTS // (triton.next_power_of_2(self._group) * self._block_d)
@@ -93,9 +93,9 @@ class TritonKernels:
 
     def attend(self, q: torch.Tensor, pages: Pages, where: PagedInput) -> torch.Tensor:
         out = torch.empty(q.shape, dtype=q.dtype, device=q.device)  # contiguous, whatever q is
-        if len(where.contexts):
+        if where.rows:
             self._decode(q, pages, where, out)
-        if where.spans and not self._dot:
+        if where.spans and not self.matrix_units:
             attend_prefill(q, *pages, where.spans, out)
         elif len(where.block_row):
             self._prefill(q, pages, where, out)
@@ -103,16 +103,15 @@ class TritonKernels:
 
     def _decode(self, q: torch.Tensor, pages: Pages, where: PagedInput, out: torch.Tensor) -> None:
         _, heads, dim = q.shape
-        kv_heads, parts, tiles = heads // self._group, len(where.item_row), self.decode_tiles
-        sums, maxima, weights, arrived = self._scratch_for(parts, len(where.contexts), heads, dim, kv_heads)
+        kv_heads, items, tiles = heads // self._group, len(where.items) // len(ITEM), self.decode_tiles
+        sums, maxima, weights, arrived = self.reserve(items, where.rows)
         block_g = triton.next_power_of_2(self._group)
-        triton_attention.decode_kernel[(kv_heads, parts)](
+        triton_attention.decode_kernel[(kv_heads, items)](
             q, *pages, out, sums, maxima, weights, arrived,
-            where.pages, where.first_page, where.contexts, 
-            where.item_row, where.item_part, where.row_part, where.row_tokens,
+            where.pages, where.items,
             self._scale, q.stride(0), pages[0].stride(0), pages[0].stride(1),
-            self._group, max(16, block_g) if self._dot else block_g, dim, self._block_d, self._page_size,
-            tiles.tokens, self._dot, num_warps=tiles.warps, num_stages=tiles.stages,
+            self._group, max(16, block_g) if self.matrix_units else block_g, dim, self._block_d, self._page_size,
+            tiles.tokens, self.matrix_units, num_warps=tiles.warps, num_stages=tiles.stages,
         )  # fmt: skip
 
     def _prefill(self, q: torch.Tensor, pages: Pages, where: PagedInput, out: torch.Tensor) -> None:
@@ -125,13 +124,14 @@ class TritonKernels:
             num_warps=tiles.warps, num_stages=tiles.stages,
         )  # fmt: skip
 
-    def _scratch_for(self, items: int, rows: int, heads: int, dim: int, kv_heads: int) -> tuple[torch.Tensor, ...]:
+    def reserve(self, items: int, rows: int) -> tuple[torch.Tensor, ...]:
         """Room for the parts of a batch; `arrived` is 0 between launches."""
         if not self._scratch or len(self._scratch[-1][0]) < items or len(self._scratch[-1][3]) < rows:
-            shapes = (items, heads, dim), (items, heads), (items, heads)
+            c = self._config
+            shapes = (items, c.heads, c.head_dim), (items, c.heads), (items, c.heads)
             floats = (torch.empty(shape, dtype=torch.float32, device=self._device) for shape in shapes)
             # What was there before is kept: captured graphs go on using it.
-            self._scratch.append((*floats, torch.zeros((rows, kv_heads), dtype=torch.int32, device=self._device)))
+            self._scratch.append((*floats, torch.zeros((rows, c.kv_heads), dtype=torch.int32, device=self._device)))
         return self._scratch[-1]
 
     def pick(self, logits: torch.Tensor, places: torch.Tensor, board: torch.Tensor) -> torch.Tensor:

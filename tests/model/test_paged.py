@@ -10,7 +10,7 @@ import torch
 from splitwiser_lab.model.attention import AttentionInput
 from splitwiser_lab.model.batch import GREEDY, PENDING, Batch, Sequence
 from splitwiser_lab.model.choice import choose_kernels
-from splitwiser_lab.model.paged import QUERY_BLOCK, PagedInput, pack
+from splitwiser_lab.model.paged import ITEM, QUERY_BLOCK, PagedInput, Shape, pack
 
 PAGE, PAGES = 8, 2000
 
@@ -28,8 +28,8 @@ def batch_of(contexts: list[int], spans: list[tuple[int, int]], pending: tuple[i
     return Batch(decode, prefill)
 
 
-def paged(batch: Batch, parts: int = 16, rows: int | None = None) -> PagedInput:
-    packed = pack(batch, PAGE, parts, no_place=PAGES, rows=rows)
+def paged(batch: Batch, parts: int = 16, shape: Shape | None = None) -> PagedInput:
+    packed = pack(batch, PAGE, parts, no_place=PAGES, shape=shape)
     return PagedInput.views(torch.from_numpy(packed.numbers), packed)
 
 
@@ -48,43 +48,58 @@ def test_tokens_positions_and_slots() -> None:
 
 def test_tokens_are_picked_at_the_ends_and_kept_at_first_pages() -> None:
     where = paged(MIXED)
-    assert where.ends.tolist() == [0, 1, 2, 3, 4 + 299, 4 + 300 + 20 + 127], "the second prompt is not at its end"
+    assert where.ends.tolist() == [0, 1, 2, 3, 4 + 299, 4 + 300 + 20 + 127, 0], "the second prompt is not at its end"
     asked = [s for s in MIXED.sequences if s.sampling is not None]
-    assert where.board.tolist() == [s.block_table[0] for s in asked]
+    assert where.board.tolist() == [*(s.block_table[0] for s in asked), PAGES]
 
 
 @pytest.mark.parametrize("parts", [1, 3, 16, 200])
 @pytest.mark.parametrize("contexts", [[1], [1, 70, 2500, 9], [64] * 9, [1000, 1000], [16000]])
 def test_parts_cover_every_context_once(contexts: list[int], parts: int) -> None:
-    where = paged(batch_of(contexts, []), parts)
-    seen: list[list[range]] = [[] for _ in contexts]
-    places = set()
-    items = list(zip(where.item_row.tolist(), where.item_part.tolist(), strict=True))
+    batch = batch_of(contexts, [])
+    where = paged(batch, parts)
+    items = [dict(zip(ITEM, numbers, strict=True)) for numbers in where.items.view(-1, len(ITEM)).tolist()]
     assert len(items) == len(contexts) + parts
-    for row, part in items:
-        if row < 0:
-            continue
-        tokens = where.row_tokens[row].item()
-        seen[row].append(range(part * tokens, min((part + 1) * tokens, contexts[row])))
-        places.add(where.row_part[row].item() + part)
-    for context, ranges in zip(contexts, seen, strict=True):
-        assert sorted(p for one in ranges for p in one) == list(range(context))
-        assert all(len(one) > 0 for one in ranges)
-    used = sum(row >= 0 for row, _ in items)
-    assert places == set(range(used)), "each part has a place of its own in the scratch memory"
-    lengths = [len(r) for ranges in seen for r in ranges]
+    used = [item for item in items if item["row"] >= 0]
+    for row, context in enumerate(contexts):
+        mine = [item for item in used if item["row"] == row]
+        assert sorted(t for item in mine for t in range(item["start"], item["end"])) == list(range(context))
+        assert all(item["start"] < item["end"] and item["parts"] == len(mine) for item in mine)
+        places = sorted(item["part"] for item in mine)
+        assert places == list(range(mine[0]["first_part"], mine[0]["first_part"] + len(mine)))
+        assert {where.pages[item["first_page"]].item() for item in mine} == {batch.decode[row].block_table[0]}
+    assert len({item["part"] for item in used}) == len(used), "each has a place of its own in the scratch memory"
+    lengths = [item["end"] - item["start"] for item in used]
+    assert lengths == sorted(lengths, reverse=True), "the longest work comes first"
     assert max(lengths) <= max(-(-sum(contexts) // parts), 128) + 63
 
 
-def test_a_padded_batch_says_so() -> None:
-    where = paged(batch_of([5, 70], []), parts=4, rows=6)
-    assert where.contexts.tolist() == [5, 70, 0, 0, 0, 0]
+def test_padding_says_so_and_shifts_the_prompts() -> None:
+    where = paged(batch_of([5, 70], []), 4, Shape(6))
     assert where.slots.tolist()[2:] == [-1] * 4
     assert where.board.tolist()[2:] == [PAGES] * 4
-    assert (where.item_row == -1).sum() == 10 - 2
-    empty = paged(Batch([], []), parts=4, rows=6)
-    sizes = [getattr(empty, name).numel() for name in ("tokens", "board", "item_row")]
-    assert sizes == [6, 6, 10] and (empty.item_row == -1).all()
+    assert (where.items.view(-1, len(ITEM))[:, 0] == -1).sum() == 10 - 2
+    exact, padded = paged(MIXED), paged(MIXED, shape=Shape(7, 512, 4))
+    rows = [0, 1, 2, 3, *range(7, 7 + 448)]
+    for name in ("tokens", "positions", "slots"):
+        assert getattr(padded, name)[rows].tolist() == getattr(exact, name).tolist()
+        assert len(getattr(padded, name)) == 7 + 512
+    assert (padded.slots == -1).sum() == 3 + 512 - 448
+    assert padded.ends.tolist() == [0, 1, 2, 3, 0, 0, 0, 7 + 299, 7 + 300 + 20 + 127, 0, 0]
+    assert padded.board[[0, 1, 2, 3, 7, 8, 9]].tolist() == exact.board.tolist()
+    assert (padded.board == PAGES).sum() == 3 + 2
+    assert [span.rows for span in padded.spans] == [slice(s.rows.start + 3, s.rows.stop + 3) for s in exact.spans]
+    filled = padded.block_tokens > 0
+    assert (padded.block_row[filled] - 3).tolist() == exact.block_row[exact.block_tokens > 0].tolist()
+
+
+def test_an_empty_shape_can_hold_any_spread_of_its_tokens() -> None:
+    """The number of query blocks is the graph's: prompts of one token each need the most."""
+    shape = Shape(0, 512, 16)
+    for spans in ([(0, 512)], [(0, 1)] * 15 + [(0, 497)], [(3, 32)] * 16, [(0, 129)] * 3):
+        where = paged(batch_of([], spans), shape=shape)
+        assert len(where.block_tokens) == shape.blocks
+        assert where.block_tokens.sum() == sum(n for _, n in spans)
 
 
 def test_query_blocks_cover_every_prompt_token() -> None:
@@ -92,7 +107,7 @@ def test_query_blocks_cover_every_prompt_token() -> None:
     rows = {}
     numbers = (where.block_row, where.block_tokens, where.block_position, where.block_page)
     for row, count, position, page in zip(*(t.tolist() for t in numbers), strict=True):
-        assert 0 < count <= QUERY_BLOCK
+        assert 0 <= count <= QUERY_BLOCK
         for i in range(count):
             rows[row + i] = (position + i, where.pages[page].item())
     expected, row = {}, len(MIXED.decode)
@@ -101,14 +116,13 @@ def test_query_blocks_cover_every_prompt_token() -> None:
             expected[row] = (p, s.block_table[0])
             row += 1
     assert rows == expected
-    positions = where.block_position.tolist()
+    positions = where.block_position[where.block_tokens > 0].tolist()
     assert positions == sorted(positions, reverse=True), "the longest work comes first"
 
 
 def test_block_tables_lie_one_after_the_other() -> None:
     where = paged(MIXED)
-    for s, first in zip(MIXED.decode, where.first_page.tolist(), strict=True):
-        assert where.pages[first : first + len(s.block_table)].tolist() == s.block_table
+    assert where.pages.tolist() == [page for s in MIXED.sequences for page in s.block_table]
     for s, span in zip(MIXED.prefill, where.spans, strict=True):
         assert (span.pages.tolist(), span.start, span.context) == (s.block_table, s.start, s.context)
         assert where.positions[span.rows].tolist() == list(range(s.start, s.context))
@@ -116,8 +130,8 @@ def test_block_tables_lie_one_after_the_other() -> None:
 
 def test_every_field_is_aligned_for_wide_loads() -> None:
     """A Triton kernel is compiled anew for a pointer that is aligned otherwise."""
-    for batch, rows in ((MIXED, None), (batch_of([3, 4, 5], []), None), (batch_of([3, 4, 5], []), 7)):
-        packed = pack(batch, PAGE, 5, PAGES, rows)
+    for batch, shape in ((MIXED, None), (batch_of([3, 4, 5], []), None), (batch_of([3, 4, 5], []), Shape(7))):
+        packed = pack(batch, PAGE, 5, PAGES, shape)
         assert all(offset % 4 == 0 for offset in packed.offsets)
 
 
