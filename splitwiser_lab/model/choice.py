@@ -15,8 +15,9 @@ from typing import Any
 import torch
 
 from splitwiser_lab.hardware import Choice
-from splitwiser_lab.model.attention import AttentionInput, sdpa
+from splitwiser_lab.model.attention import AttentionInput
 from splitwiser_lab.model.batch import GREEDY, Batch, Sequence
+from splitwiser_lab.model.kernels import PlainKernels
 from splitwiser_lab.model.paged import PagedInput, pack
 
 _PAGE_SIZE = 16
@@ -49,7 +50,9 @@ def kernel_error(device: str, dtype: str, capability: tuple[int, int]) -> float:
     from splitwiser_lab.model.triton_kernels import TritonKernels
 
     heads, kv_heads, dim, kind = 8, 2, 64, getattr(torch, dtype)
-    config: Any = SimpleNamespace(heads=heads, kv_heads=kv_heads, head_dim=dim, norm_eps=1e-5, inv_freq=())
+    inv_freq = tuple(1e4 ** (-2 * i / dim) for i in range(dim // 2))
+    shape = {"heads": heads, "kv_heads": kv_heads, "head_dim": dim, "norm_eps": 1e-5}
+    config: Any = SimpleNamespace(**shape, inv_freq=inv_freq, rope_scale=1.0)
     lengths = [(0, 1), (1, 1), (600, 1), (0, 150), (130, 40)]  # where it starts, and tokens
     order = torch.randperm(200).tolist()
     sequences = []
@@ -57,12 +60,21 @@ def kernel_error(device: str, dtype: str, capability: tuple[int, int]) -> float:
         table = [order.pop() for _ in range(-(-(start + count) // _PAGE_SIZE))]
         sequences.append(Sequence([0] * count, start, table, GREEDY))
     batch = Batch(sequences[:3], sequences[3:])
-    keys, values = torch.randn(2, 200, _PAGE_SIZE, kv_heads, dim, device=device).to(kind)
-    q = torch.randn(sum(count for _, count in lengths), heads, dim, device=device).to(kind)
+    pool = torch.randn(2, 200, _PAGE_SIZE, kv_heads, dim, device=device).to(kind)
+    qk = torch.randn(sum(count for _, count in lengths), heads + kv_heads, dim, device=device).to(kind)
+    v = torch.randn(len(qk), kv_heads, dim, device=device).to(kind)
+    plain = PlainKernels(config, device, torch.float32)
     packed = pack(batch, _PAGE_SIZE, parts=8, no_place=200)
     where = PagedInput.views(torch.from_numpy(packed.numbers).to(device), packed)
-    ours = TritonKernels(config, device, kind, _PAGE_SIZE, capability).attend(q, (keys, values), where).float()
-    theirs = sdpa(q.float(), keys.float(), values.float(), AttentionInput.of(batch, _PAGE_SIZE, device, torch.float32))
+    theirs = plain.attend(
+        qk.float(),
+        v.float(),
+        plain.rotation(where.positions),
+        tuple(pool.float()),
+        AttentionInput.of(batch, _PAGE_SIZE, device, torch.float32),
+    )
+    fast = TritonKernels(config, device, kind, _PAGE_SIZE, capability)
+    ours = fast.attend(qk, v, fast.rotation(where.positions), tuple(pool), where).float()
     return float((ours - theirs).norm() / theirs.norm())
 
 

@@ -27,17 +27,14 @@ class Kernels(Protocol):
         ...
 
     def rotation(self, positions: torch.Tensor) -> Any:
-        """What `rotate_and_store` wants to know of the positions [T], worked out once for all layers."""
+        """What `attend` wants to know of the positions [T], worked out once for all layers."""
         ...
 
-    def rotate_and_store(
-        self, qk: torch.Tensor, v: torch.Tensor, rotation: Any, pages: Pages, where: Any
-    ) -> torch.Tensor:
-        """Rotated queries [T, H, D] out of `qk` [T, H + H_kv, D]; rotated keys and `v` [T, H_kv, D] go to `pages`."""
-        ...
+    def attend(self, qk: torch.Tensor, v: torch.Tensor, rotation: Any, pages: Pages, where: Any) -> torch.Tensor:
+        """Attention to the keys up to each token's own -> [T, H, D].
 
-    def attend(self, q: torch.Tensor, pages: Pages, where: Any) -> torch.Tensor:
-        """Attention of `q` [T, H, D] to the keys up to its own -> [T, H, D]."""
+        Queries and keys `qk` [T, H + H_kv, D] are rotated; keys and values `v` [T, H_kv, D] are left in `pages`.
+        """
         ...
 
     def gate(self, gate_up: torch.Tensor) -> torch.Tensor:
@@ -67,16 +64,13 @@ class PlainKernels:
         cos, sin = (angles.cos() * self._scale).to(self._dtype), (angles.sin() * self._scale).to(self._dtype)
         return torch.cat((cos, cos), dim=-1)[:, None], torch.cat((-sin, sin), dim=-1)[:, None]
 
-    def rotate_and_store(
+    def attend(
         self, qk: torch.Tensor, v: torch.Tensor, rotation: Any, pages: Pages, where: AttentionInput
     ) -> torch.Tensor:
         if rotation:
             qk = _rotate(qk, *rotation)
         q, k = torch.split(qk, [qk.shape[1] - v.shape[1], v.shape[1]], dim=1)
         store(k, v, pages, where)
-        return q
-
-    def attend(self, q: torch.Tensor, pages: Pages, where: AttentionInput) -> torch.Tensor:
         return sdpa(q, *pages, where)
 
     def gate(self, gate_up: torch.Tensor) -> torch.Tensor:

@@ -23,8 +23,9 @@ QUERY_BLOCK = 128  # queries that a prefill kernel takes at once
 _PART_STEP = 64  # parts of a context are multiples of so many tokens
 _LEAST_PART = 128  # a shorter part costs more to merge than it saves
 # A part of a context: its row (-1 for none), its first token and the one after its last, where the row's block
-# table begins in `pages`, its own place in scratch memory, that of the row's first part, and how many parts there are.
-ITEM = ("row", "start", "end", "first_page", "part", "first_part", "parts")
+# table begins in `pages`, its own place in scratch memory, that of the row's first part, how many parts the row
+# has, and how many tokens.
+ITEM = ("row", "start", "end", "first_page", "part", "first_part", "parts", "context")
 _ALIGN = 4  # numbers, 16 bytes: Triton compiles anew for an address that is less aligned
 
 
@@ -36,13 +37,13 @@ class PagedInput:
     """
 
     rows: int  # B
-    spans: tuple[PrefillSpan, ...]  # the prefilling sequences, for attention that takes them one by one
+    spans: tuple[PrefillSpan, ...]  # the prompts, counted from row B, for attention that takes them one by one
     tokens: torch.Tensor  # [T]
     positions: torch.Tensor  # [T]
     slots: torch.Tensor  # [T] page * page_size + row for its keys and values, -1 where padded
     ends: torch.Tensor  # [E] rows after which a token is picked: one a decoding row, then as many as there are prompts
     board: torch.Tensor  # [E] the place on the board where it is kept
-    items: torch.Tensor  # [items * 7] parts of the decoding rows' contexts, see `ITEM`
+    items: torch.Tensor  # [items * 8] parts of the decoding rows' contexts, see `ITEM`
     block_row: torch.Tensor  # [blocks of queries] the row of its first query
     block_tokens: torch.Tensor  # [blocks] queries in it
     block_position: torch.Tensor  # [blocks] the position of its first query
@@ -86,7 +87,7 @@ class Packed:
     shape: Shape
     offsets: tuple[int, ...]
     sizes: tuple[int, ...]
-    spans: tuple[tuple[slice, int, int, slice], ...]  # rows, start, context and place in the pages
+    spans: tuple[tuple[slice, int, int, slice], ...]  # rows among the prompts', start, context, place in the pages
 
 
 def pack(batch: Batch, page_size: int, parts: int, no_place: int, shape: Shape | None = None) -> Packed:
@@ -127,14 +128,16 @@ def pack(batch: Batch, page_size: int, parts: int, no_place: int, shape: Shape |
         _padded(ends, decoding, pad, spare, 0),
         _padded(places, decoding, pad, spare, no_place),
         _items((starts + counts)[:decoding], first_page[:decoding], shape.rows, parts if shape.rows else 0),
-        *_query_blocks(*prompts, shape.blocks),
+        *_query_blocks(shape.blocks, *prompts),
     ]
     sizes = tuple(map(len, arrays))
     offsets = tuple(accumulate((-(-size // _ALIGN) * _ALIGN for size in sizes), initial=0))
     numbers = np.zeros(offsets[-1] + len(pages), np.int32)
     for offset, array in zip(offsets, [*arrays, pages], strict=True):
         numbers[offset : offset + len(array)] = array
-    where = zip(batch.prefill, first_row[decoding:].tolist(), first_page[decoding:].tolist(), strict=True)
+    where = zip(
+        batch.prefill, (first_row[decoding:] - shape.rows).tolist(), first_page[decoding:].tolist(), strict=True
+    )
     spans = [
         (slice(row, row + len(s.tokens)), s.start, s.context, slice(page, page - (-s.context // page_size)))
         for s, row, page in where
@@ -176,13 +179,14 @@ def _items(contexts: Numbers, first_page: Numbers, rows: int, parts: int) -> Num
     end = np.minimum(start + tokens[row], contexts[row])
     longest_first = np.argsort(start - end, kind="stable")
     items = np.full((rows + parts, len(ITEM)), -1, np.int32)
-    found = np.stack((row, start, end, first_page[row], np.arange(len(row)), first_part[row], count[row]), axis=1)
+    of_row = (each[row] for each in (first_part, count, contexts))
+    found = np.stack((row, start, end, first_page[row], np.arange(len(row)), *of_row), axis=1)
     items[: len(row)] = found[longest_first]
     return items.reshape(-1)
 
 
 def _query_blocks(
-    starts: Numbers, counts: Numbers, first_row: Numbers, first_page: Numbers, most: int
+    most: int, starts: Numbers, counts: Numbers, first_row: Numbers, first_page: Numbers
 ) -> list[NDArray[np.integer[Any]]]:
     """Row, queries, position and page of each block of queries; those with the most keys first, to end together."""
     blocks = -(-counts // QUERY_BLOCK)

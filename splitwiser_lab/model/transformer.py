@@ -82,10 +82,8 @@ class Transformer:
         if c.qk_norm:
             q, k = torch.split(qk, [c.heads, c.kv_heads], dim=1)
             qk = torch.cat((self._norm(q, f"{name}.query_norm"), self._norm(k, f"{name}.key_norm")), dim=1)
-        pages = self.pool.layer(i)
-        q = kernels.rotate_and_store(qk, v, rotation, pages, where)
-        attended = kernels.attend(q, pages, where).reshape(-1, c.heads * c.head_dim)  # [T, H * D]
-        return self._linear(attended, f"{name}.output")
+        attended = kernels.attend(qk, v, rotation, self.pool.layer(i), where)  # [T, H, D]
+        return self._linear(attended.reshape(-1, c.heads * c.head_dim), f"{name}.output")
 
     def _mlp(self, kernels: Kernels, x: torch.Tensor, name: str) -> torch.Tensor:
         if self.config.is_opt:

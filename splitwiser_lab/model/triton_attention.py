@@ -21,8 +21,21 @@ def _token_offsets(table, tokens, alive, page_stride, token_stride, PAGE: tl.con
 
 
 @triton.jit
+def _rotated(x, offsets, mask, d, cos, sin, D: tl.constexpr, ROTATE: tl.constexpr):
+    """Numbers `d` of the heads at `offsets`, turned by their position: rotary embedding, pairs half a head apart."""
+    here = tl.load(x + offsets + d, mask=mask, other=0.0)
+    if ROTATE:
+        half: tl.constexpr = D // 2
+        partner = tl.load(x + offsets + tl.where(d < half, d + half, d - half), mask=mask, other=0.0).to(tl.float32)
+        turned = here.to(tl.float32) * cos + tl.where(d < half, -partner, partner) * sin
+        here = turned.to(here.dtype)
+    return here
+
+
+@triton.jit
 def decode_kernel(
-    q,  # [B, H, D]
+    qk,  # [B, H + H_kv, D], rows `qk_stride` apart
+    new_values,  # [B, H_kv, D], rows `v_stride` apart
     keys,  # [P, PAGE, H_kv, D] of one layer
     values,
     out,  # [B, H, D]
@@ -31,9 +44,12 @@ def decode_kernel(
     weights,  # [items, H_kv, GROUP] float32: sum of its weights
     arrived,  # [B, H_kv] int32, all 0 between launches
     pages,  # the block tables of all sequences, one after the other
-    items,  # [items, 7] the parts of the contexts, as `paged.ITEM` names their numbers
+    items,  # [items, 8] the parts of the contexts, as `paged.ITEM` names their numbers
+    inv_freq,  # [D / 2] float32
+    rope_scale,
     scale,  # 1 / sqrt(D) / ln(2)
-    q_stride,
+    qk_stride,
+    v_stride,
     page_stride,
     token_stride,
     GROUP: tl.constexpr,  # query heads that share a head of keys
@@ -43,25 +59,48 @@ def decode_kernel(
     PAGE: tl.constexpr,
     BLOCK_N: tl.constexpr,
     DOT: tl.constexpr,  # matrix units, or (float32, old GPUs) plain sums
+    ROTATE: tl.constexpr,
 ):
-    """One part of one sequence for one head of keys; who finishes a sequence last, merges its parts."""
+    """One part of one sequence for one head of keys; who finishes a sequence last, merges its parts.
+
+    Queries are rotated here, and whoever has a sequence's last part also rotates and stores its new key and
+    value: at decode a kernel that did only this would take longer to launch than to run.
+    """
     head, item = tl.program_id(0), tl.program_id(1)
     kv_heads = tl.num_programs(0)
-    this = items + item * 7  # all are read at once: each load that waits for another costs a microsecond
+    this = items + item * 8  # all are read at once: each load that waits for another costs a microsecond
     row = tl.load(this)
     if row < 0:
         return
     start, end = tl.load(this + 1), tl.load(this + 2)
     table, part = pages + tl.load(this + 3), tl.load(this + 4)
-    first_part, parts = tl.load(this + 5), tl.load(this + 6)
+    first_part, parts, context = tl.load(this + 5), tl.load(this + 6), tl.load(this + 7)
 
     g, d, n = tl.arange(0, BLOCK_G), tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_N)
-    query = q + row.to(tl.int64) * q_stride + (head * GROUP + g[:, None]) * D + d[None, :]
     inside = (g[:, None] < GROUP) & (d[None, :] < D)
-    queries = tl.load(query, mask=inside, other=0.0)  # [G, D]
-    top = tl.full([BLOCK_G], float("-inf"), tl.float32)
-    weight = tl.zeros([BLOCK_G], tl.float32)
-    total = tl.zeros([BLOCK_G, BLOCK_D], tl.float32)
+    cos, sin = tl.full([BLOCK_D], 1.0, tl.float32), tl.full([BLOCK_D], 0.0, tl.float32)
+    if ROTATE:
+        angle = (context - 1).to(tl.float32) * tl.load(inv_freq + d % (D // 2), mask=d < D, other=0.0)
+        cos = (tl.cos(angle) * rope_scale).to(qk.dtype.element_ty).to(tl.float32)
+        sin = (tl.sin(angle) * rope_scale).to(qk.dtype.element_ty).to(tl.float32)
+    mine = qk + row.to(tl.int64) * qk_stride
+    queries = _rotated(
+        mine, (head * GROUP + g[:, None]) * D, inside, d[None, :], cos[None, :], sin[None, :], D, ROTATE
+    )  # [G, D]
+    last = end == context
+    stored = (d < D) & last
+    new_key = _rotated(mine, (kv_heads * GROUP + head) * D, stored, d, cos, sin, D, ROTATE)  # [D]
+    new_value = tl.load(new_values + row.to(tl.int64) * v_stride + head * D + d, mask=stored, other=0.0)
+    page = tl.load(table + (context - 1) // PAGE).to(tl.int64)
+    to = page * page_stride + (context - 1) % PAGE * token_stride + head * D + d
+    tl.store(keys + to, new_key, mask=stored)
+    tl.store(values + to, new_value, mask=stored)
+    # The new token is attended to from registers, the others from their pages.
+    score = tl.sum(queries.to(tl.float32) * new_key.to(tl.float32)[None, :], 1) * scale  # [G]
+    top = tl.where(last, score, float("-inf"))
+    weight = tl.zeros([BLOCK_G], tl.float32) + tl.where(last, 1.0, 0.0)
+    total = tl.zeros([BLOCK_G, BLOCK_D], tl.float32) + new_value.to(tl.float32)[None, :]  # zeros but in the last part
+    end = tl.where(last, end - 1, end)
     for begin in range(start, end, BLOCK_N):
         tokens = begin + n
         alive = tokens < end
@@ -158,17 +197,18 @@ def _attend_block(
     return new_top, weight, total
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["decoding"])
 def prefill_kernel(
-    q,  # [T, H, D]
+    q,  # [n, H, D] of the prompts
     keys,  # [P, PAGE, H_kv, D] of one layer, the queries' own keys among them
     values,
     out,  # [T, H, D]
     pages,  # as in `decode_kernel`
-    block_row,  # [blocks] the row of a block's first query
+    block_row,  # [blocks] the row of a block's first query in the batch
     block_tokens,  # [blocks] its queries, 0 for none
     block_position,  # [blocks] the position of its first query in its sequence
     block_page,  # [blocks] where the sequence's block table begins in `pages`
+    decoding,  # rows of the batch before the prompts'
     scale,
     q_stride,
     page_stride,
@@ -191,7 +231,7 @@ def prefill_kernel(
     m, d = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_D)
     rows = (row + m).to(tl.int64)[:, None]
     inside = (m[:, None] < count) & (d[None, :] < D)
-    queries = tl.load(q + rows * q_stride + head * D + d[None, :], mask=inside, other=0.0)  # [M, D]
+    queries = tl.load(q + (rows - decoding) * q_stride + head * D + d[None, :], mask=inside, other=0.0)  # [M, D]
     keys += head // GROUP * D
     values += head // GROUP * D
     top = tl.full([BLOCK_M], float("-inf"), tl.float32)

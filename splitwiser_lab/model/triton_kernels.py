@@ -52,7 +52,7 @@ class TritonKernels:
     def _choose_tiles(self) -> tuple[Tiles, Tiles]:
         if self.matrix_units:
             wide = self._block_d > 64
-            return Tiles(64 if wide else 128, 4, 3), Tiles(128 if wide else 64, 8, 3)
+            return Tiles(64, 4, 3), Tiles(128 if wide else 64, 8, 3)
         tokens = _PLAIN_SUM_ELEMENTS // (triton.next_power_of_2(self._group) * self._block_d)
         return Tiles(min(max(tokens, 16), 64), 4, 2), Tiles(0, 0, 0)
 
@@ -71,55 +71,63 @@ class TritonKernels:
         """The kernel works out the angles itself."""
         return positions
 
-    def rotate_and_store(
+    def attend(
         self, qk: torch.Tensor, v: torch.Tensor, rotation: torch.Tensor, pages: Pages, where: PagedInput
     ) -> torch.Tensor:
+        kv_heads = v.shape[1]
+        out = torch.empty((len(qk), qk.shape[1] - kv_heads, qk.shape[2]), dtype=qk.dtype, device=qk.device)
+        if where.rows:
+            self._decode(qk, v, pages, where, out)
+        if len(where.block_row):
+            rows = slice(where.rows, len(qk))
+            q = self._rotate_and_store(qk[rows], v[rows], rotation[rows], pages, where.slots[rows])
+            if self.matrix_units:
+                self._prefill(q, pages, where, out)
+            else:
+                attend_prefill(q, *pages, where.spans, out[rows])
+        return out
+
+    def _decode(self, qk: torch.Tensor, v: torch.Tensor, pages: Pages, where: PagedInput, out: torch.Tensor) -> None:
+        kv_heads, dim = v.shape[1:]
+        items, tiles = len(where.items) // len(ITEM), self.decode_tiles
+        block_g = triton.next_power_of_2(self._group)
+        triton_attention.decode_kernel[(kv_heads, items)](
+            qk, v, *pages, out, *self.reserve(items, where.rows), where.pages, where.items,
+            self._inv_freq, self._config.rope_scale, self._scale,
+            qk.stride(0), v.stride(0), pages[0].stride(0), pages[0].stride(1),
+            self._group, max(16, block_g) if self.matrix_units else block_g, dim, self._block_d, self._page_size,
+            tiles.tokens, self.matrix_units, bool(self._config.inv_freq),
+            num_warps=tiles.warps, num_stages=tiles.stages,
+        )  # fmt: skip
+
+    def _rotate_and_store(
+        self, qk: torch.Tensor, v: torch.Tensor, positions: torch.Tensor, pages: Pages, slots: torch.Tensor
+    ) -> torch.Tensor:
+        """Rotated queries [n, H, D] of prompts; their keys and values go to the pages."""
         q, k = torch.split(qk, [qk.shape[1] - v.shape[1], v.shape[1]], dim=1)
         rows, heads, dim = q.shape
         kv_heads = k.shape[1]
         if not self._config.inv_freq:
             size = kv_heads * dim
             triton_fused.store_kernel[(rows,)](
-                k, v, *pages, where.slots, k.stride(0), v.stride(0), size, triton.next_power_of_2(size)
+                k, v, *pages, slots, k.stride(0), v.stride(0), size, triton.next_power_of_2(size)
             )
             return q
         out = torch.empty((rows, heads, dim), dtype=q.dtype, device=q.device)
         triton_fused.rotate_store_kernel[(rows,)](
-            q, k, v, out, *pages, rotation, where.slots, self._inv_freq, self._config.rope_scale,
+            q, k, v, out, *pages, positions, slots, self._inv_freq, self._config.rope_scale,
             q.stride(0), k.stride(0), v.stride(0), heads, kv_heads, dim,
             triton.next_power_of_2(heads), triton.next_power_of_2(kv_heads), triton.next_power_of_2(dim // 2),
         )  # fmt: skip
         return out
 
-    def attend(self, q: torch.Tensor, pages: Pages, where: PagedInput) -> torch.Tensor:
-        out = torch.empty(q.shape, dtype=q.dtype, device=q.device)  # contiguous, whatever q is
-        if where.rows:
-            self._decode(q, pages, where, out)
-        if where.spans and not self.matrix_units:
-            attend_prefill(q, *pages, where.spans, out)
-        elif len(where.block_row):
-            self._prefill(q, pages, where, out)
-        return out
-
-    def _decode(self, q: torch.Tensor, pages: Pages, where: PagedInput, out: torch.Tensor) -> None:
-        _, heads, dim = q.shape
-        kv_heads, items, tiles = heads // self._group, len(where.items) // len(ITEM), self.decode_tiles
-        sums, maxima, weights, arrived = self.reserve(items, where.rows)
-        block_g = triton.next_power_of_2(self._group)
-        triton_attention.decode_kernel[(kv_heads, items)](
-            q, *pages, out, sums, maxima, weights, arrived,
-            where.pages, where.items,
-            self._scale, q.stride(0), pages[0].stride(0), pages[0].stride(1),
-            self._group, max(16, block_g) if self.matrix_units else block_g, dim, self._block_d, self._page_size,
-            tiles.tokens, self.matrix_units, num_warps=tiles.warps, num_stages=tiles.stages,
-        )  # fmt: skip
-
     def _prefill(self, q: torch.Tensor, pages: Pages, where: PagedInput, out: torch.Tensor) -> None:
+        """Queries `q` [n, H, D] of the prompts, into the rows of `out` after those that decode."""
         _, heads, dim = q.shape
         tiles = self.prefill_tiles
         triton_attention.prefill_kernel[(heads, len(where.block_row))](
             q, *pages, out, where.pages, where.block_row, where.block_tokens, where.block_position, where.block_page,
-            self._scale, q.stride(0), pages[0].stride(0), pages[0].stride(1),
+            where.rows, self._scale, q.stride(0), pages[0].stride(0), pages[0].stride(1),
             self._group, dim, self._block_d, self._page_size, QUERY_BLOCK, tiles.tokens,
             num_warps=tiles.warps, num_stages=tiles.stages,
         )  # fmt: skip

@@ -9,10 +9,11 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from splitwiser_lab.model.attention import AttentionInput, sdpa
+from splitwiser_lab.model.attention import AttentionInput
 from splitwiser_lab.model.batch import GREEDY, PENDING, Batch, SamplingSpec, Sequence
 from splitwiser_lab.model.choice import choose_kernels, kernel_error
 from splitwiser_lab.model.config import ModelConfig
+from splitwiser_lab.model.kernels import PlainKernels
 from splitwiser_lab.model.kv_pool import KVPool
 from splitwiser_lab.model.paged import PagedInput, pack
 from splitwiser_lab.model.transformer import Transformer
@@ -23,7 +24,7 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device, and PyTorch sees none"),
 ]
 
-DTYPES = {torch.float32: 2e-6, torch.float16: 1e-3, torch.bfloat16: 5e-3}
+DTYPES = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
 BATCHES = {
     "ragged decode": ([1, 50, 1300, 17, 4000], []),
     "one long context": ([9000], []),
@@ -58,18 +59,26 @@ def test_attention_over_pages(dtype: torch.dtype, shape: tuple[int, int, int], p
     decode = [Sequence([0], c - 1, t, GREEDY) for c, t in zip(contexts, where, strict=False)]
     prefill = [Sequence([0] * n, s, t, GREEDY) for (s, n), t in zip(spans, where[len(contexts) :], strict=True)]
     mixed = Batch(decode, prefill)
-    heads, kv_heads, dim = shape
-    kernels = TritonKernels(config(*shape), "cuda", dtype, page_size, torch.cuda.get_device_capability())
+    _, kv_heads, dim = shape
+    capability = torch.cuda.get_device_capability()
+    fast = TritonKernels(config(*shape), "cuda", dtype, page_size, capability)
+    plain = PlainKernels(config(*shape), "cuda", torch.float32)
     packed = pack(mixed, page_size, 24, 1000)
     paged = PagedInput.views(torch.from_numpy(packed.numbers).cuda(), packed)
+    simple = AttentionInput.of(mixed, page_size, "cuda", torch.float32)
     for _ in range(2):  # the second time over scratch memory that was used
-        keys, values = torch.randn(2, 1000, page_size, kv_heads, dim, device="cuda").to(dtype)
-        q = torch.randn(len(paged.tokens), heads, dim, device="cuda").to(dtype)
-        ours = kernels.attend(q, (keys, values), paged).float()
-        theirs = sdpa(
-            q.float(), keys.float(), values.float(), AttentionInput.of(mixed, page_size, "cuda", torch.float32)
+        pool = torch.randn(2, 1000, page_size, kv_heads, dim, device="cuda").to(dtype)
+        expected_pool = pool.float()
+        qk, v = (
+            torch.randn(len(paged.tokens), sum(shape[:2]) + kv_heads, dim, device="cuda")
+            .to(dtype)
+            .split([sum(shape[:2]), kv_heads], dim=1)
         )
+        theirs = plain.attend(qk.float(), v.float(), plain.rotation(paged.positions), tuple(expected_pool), simple)
+        ours = fast.attend(qk, v, fast.rotation(paged.positions), tuple(pool), paged).float()
         assert (ours - theirs).norm() / theirs.norm() < DTYPES[dtype]
+        stored, expected = (each.flatten(1, 2)[:, paged.slots] for each in (pool.float(), expected_pool))
+        assert (stored - expected).norm() / expected.norm() < DTYPES[dtype]
 
 
 def model(dtype: torch.dtype) -> Transformer:
@@ -115,6 +124,38 @@ def test_graphs_pick_the_tokens_of_the_plain_transformer(dtype: torch.dtype) -> 
         torch.cuda.current_stream().synchronize()
     close = {torch.float32: 1e-4, torch.bfloat16: 5e-2}[dtype]
     assert (plain.pool.data - fast.pool.data).abs().max() < close, "padding wrote to nobody's page"
+
+
+@torch.inference_mode()
+def test_prompts_and_mixed_batches_replay_graphs_too() -> None:
+    """Other prompts of another spread, that are padded to the same shape, beside sequences that decode."""
+    from splitwiser_lab.model.runner import GraphRunner
+
+    plain, fast = model(torch.bfloat16), model(torch.bfloat16)
+    where, draw = tables([100] * 10, 16, 400), random.Random(4)
+
+    def part(i: int, start: int, count: int) -> Sequence:
+        return Sequence(
+            [draw.randrange(5003) for _ in range(count)], start, where[i][: -(-(start + count) // 16)], GREEDY
+        )
+
+    prompts = [
+        Batch([], [part(0, 0, 60), part(1, 0, 33)]),
+        Batch([], [part(2, 0, 5), part(3, 0, 90)]),
+        Batch([], [part(4, 0, 70), part(5, 0, 40)]),
+    ]
+    mixed = [
+        Batch([part(0, 60, 1), part(1, 33, 1), part(2, 5, 1)], [part(6, 0, 50)]),
+        Batch([part(0, 61, 1), part(3, 90, 1), part(4, 70, 1)], [part(6, 50, 30)]),
+        Batch([part(1, 34, 1), part(2, 6, 1), part(5, 40, 1)], [part(7, 0, 64)]),
+    ]
+    with torch.cuda.stream(torch.cuda.Stream()):
+        runner = GraphRunner(fast)
+        for batch in prompts + mixed:
+            assert runner.run(batch).tolist() == plain.run(batch).tolist()
+        assert len(runner._steps) == 2 and len(runner._seen) == 2
+        torch.cuda.current_stream().synchronize()
+    assert (plain.pool.data.float() - fast.pool.data.float()).abs().max() < 5e-2
 
 
 @torch.inference_mode()

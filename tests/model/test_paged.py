@@ -67,6 +67,7 @@ def test_parts_cover_every_context_once(contexts: list[int], parts: int) -> None
         assert all(item["start"] < item["end"] and item["parts"] == len(mine) for item in mine)
         places = sorted(item["part"] for item in mine)
         assert places == list(range(mine[0]["first_part"], mine[0]["first_part"] + len(mine)))
+        assert {item["context"] for item in mine} == {context}
         assert {where.pages[item["first_page"]].item() for item in mine} == {batch.decode[row].block_table[0]}
     assert len({item["part"] for item in used}) == len(used), "each has a place of its own in the scratch memory"
     lengths = [item["end"] - item["start"] for item in used]
@@ -88,7 +89,7 @@ def test_padding_says_so_and_shifts_the_prompts() -> None:
     assert padded.ends.tolist() == [0, 1, 2, 3, 0, 0, 0, 7 + 299, 7 + 300 + 20 + 127, 0, 0]
     assert padded.board[[0, 1, 2, 3, 7, 8, 9]].tolist() == exact.board.tolist()
     assert (padded.board == PAGES).sum() == 3 + 2
-    assert [span.rows for span in padded.spans] == [slice(s.rows.start + 3, s.rows.stop + 3) for s in exact.spans]
+    assert [span.rows for span in padded.spans] == [span.rows for span in exact.spans], "counted from the first prompt"
     filled = padded.block_tokens > 0
     assert (padded.block_row[filled] - 3).tolist() == exact.block_row[exact.block_tokens > 0].tolist()
 
@@ -125,7 +126,7 @@ def test_block_tables_lie_one_after_the_other() -> None:
     assert where.pages.tolist() == [page for s in MIXED.sequences for page in s.block_table]
     for s, span in zip(MIXED.prefill, where.spans, strict=True):
         assert (span.pages.tolist(), span.start, span.context) == (s.block_table, s.start, s.context)
-        assert where.positions[span.rows].tolist() == list(range(s.start, s.context))
+        assert where.positions[4:][span.rows].tolist() == list(range(s.start, s.context))
 
 
 def test_every_field_is_aligned_for_wide_loads() -> None:
