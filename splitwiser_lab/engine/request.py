@@ -81,7 +81,11 @@ class Request:
     @property
     def unread(self) -> int:
         """Tokens that batches under way pick for it."""
-        return sum(part.sampling is not None for part in self.under_way)
+        count = 0
+        for part in self.under_way:  # a loop: this is asked for every request at every step
+            if part.sampling is not None:
+                count += 1
+        return count
 
     @property
     def reached(self) -> int:
@@ -111,13 +115,14 @@ class Request:
 
     def next_tokens(self, count: int) -> Sequence:
         """The next `count` tokens as part of a batch; the last known token asks for its successor."""
-        start, length = self.reached, self.length
-        end = start + count
-        if self.phase == "prefill":
-            tokens = (self.prompt + self.output)[start:end]
+        start, unread = self.reached, self.unread
+        picked = len(self.output) + unread
+        length, end = len(self.prompt) + picked, start + count
+        if picked and start == length - 1:
+            tokens = [PENDING] if unread else self.output[-1:]
         else:
-            tokens = [PENDING] if self.unread else self.output[-1:]
-        spec = self.sampling.spec(length - len(self.prompt)) if end == length else None
+            tokens = (self.prompt + self.output)[start:end]
+        spec = self.sampling.spec(picked) if end == length else None
         return Sequence(tokens, start, list(self.pages), spec)
 
     def finish(self, reason: FinishReason, now: float, error: Exception | None = None) -> None:

@@ -52,7 +52,7 @@ class TritonKernels:
     def _choose_tiles(self) -> tuple[Tiles, Tiles]:
         if self.matrix_units:
             wide = self._block_d > 64
-            return Tiles(64, 4, 3), Tiles(128 if wide else 64, 8, 3)
+            return Tiles(64, 4 if wide else 2, 3), Tiles(128 if wide else 64, 8, 3)
         tokens = _PLAIN_SUM_ELEMENTS // (triton.next_power_of_2(self._group) * self._block_d)
         return Tiles(min(max(tokens, 16), 64), 4, 2), Tiles(0, 0, 0)
 

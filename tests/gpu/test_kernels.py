@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from itertools import accumulate
 from typing import Any
 
 import pytest
@@ -152,7 +153,12 @@ def test_prompts_and_mixed_batches_replay_graphs_too() -> None:
     with torch.cuda.stream(torch.cuda.Stream()):
         runner = GraphRunner(fast)
         for batch in prompts + mixed:
-            assert runner.run(batch).tolist() == plain.run(batch).tolist()
+            picked = runner.run(batch)
+            ends = [end - 1 for end in accumulate(len(s.tokens) for s in batch.sequences)]
+            logits = plain.logits(batch, ends)
+            # In bfloat16 the best two may be as good as equal.
+            assert (logits.amax(-1) - logits.gather(1, picked.long()[:, None])[:, 0]).max() < 0.02
+            assert logits.std() > 0.1
         assert len(runner._steps) == 2 and len(runner._seen) == 2
         torch.cuda.current_stream().synchronize()
     assert (plain.pool.data.float() - fast.pool.data.float()).abs().max() < 5e-2
