@@ -94,8 +94,7 @@ class DeviceTicket:
         clock.refresh()
         self._lane, self._batch, self._clock = lane, batch, clock
         self._start, self._end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        self._start.record()
-        picked = runner.run(batch)
+        picked = runner.run(batch, self._start.record)
         self._host_tokens = torch.empty(picked.shape, dtype=picked.dtype, pin_memory=True)
         self._host_tokens.copy_(picked, non_blocking=True)
         self._end.record()

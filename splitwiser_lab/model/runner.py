@@ -7,6 +7,7 @@ each sequence (its first page), so that the next step can be launched before any
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -34,13 +35,25 @@ class Step:
     picked: torch.Tensor  # [E]
 
 
+OnLaunch = Callable[[], object]
+
+
+def _nothing() -> None:
+    """Whoever runs a batch need not know when it begins."""
+
+
 class PlainRunner:
     """Runs batches with PyTorch's own operations; the next one has to wait for the tokens of the last."""
 
     depth = 1
 
     def __init__(self, transformer: Transformer) -> None:
-        self.run = transformer.run
+        self._transformer = transformer
+
+    def run(self, batch: Batch, on_launch: OnLaunch = _nothing) -> torch.Tensor:
+        """The picked token ids [S] of a batch."""
+        on_launch()
+        return self._transformer.run(batch)
 
 
 class GraphRunner:
@@ -67,15 +80,17 @@ class GraphRunner:
         self._graph_memory = torch.cuda.graph_pool_handle()
 
     @torch.inference_mode()
-    def run(self, batch: Batch) -> torch.Tensor:
+    def run(self, batch: Batch, on_launch: OnLaunch = _nothing) -> torch.Tensor:
         """Launch a batch; keys and values go to the pool. Gives the picked token ids [S], still on the device.
 
-        The first batch of a shape is launched kernel by kernel, which also compiles them; the second is captured.
+        `on_launch` is called when all is ready on the host, before anything is put on the stream. The
+        first batch of a shape is launched kernel by kernel, which also compiles them; the second is captured.
         """
         shape = self._padded(batch)
         packed = pack(batch, self._pool.page_size, self._parts, self._pool.pages, shape)
         if shape in self._seen and shape not in self._steps:
             self._steps[shape] = self._capture(packed)
+        on_launch()
         if step := self._steps.get(shape):
             _upload(packed, step.numbers)
             step.graph.replay()

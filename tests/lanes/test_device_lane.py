@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
@@ -99,7 +99,8 @@ class FakeTransformer:
         self.seconds, self.tokens = seconds, tokens
         self.weights = SimpleNamespace(device="cuda")
 
-    def run(self, batch: Batch) -> torch.Tensor:
+    def run(self, batch: Batch, on_launch: Callable[[], None]) -> torch.Tensor:
+        on_launch()
         Device.work(self.seconds)
         return torch.tensor(self.tokens)
 
@@ -212,7 +213,7 @@ def test_a_ticket_made_before_the_clock_was_set_anew_has_the_right_times() -> No
 
 def test_a_launch_that_fails_is_the_lanes_error() -> None:
     class OutOfMemory(FakeTransformer):
-        def run(self, batch: Batch) -> torch.Tensor:
+        def run(self, batch: Batch, on_launch: Callable[[], None]) -> torch.Tensor:
             raise torch.cuda.OutOfMemoryError("CUDA out of memory")
 
     with pytest.raises(LaneError, match="lane 'main': a batch failed: CUDA out of memory"):
