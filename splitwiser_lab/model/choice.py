@@ -35,7 +35,9 @@ def choose_kernels(device: str, dtype: str) -> Choice:
     try:
         error = kernel_error(device, dtype, capability)
     except Exception as failure:  # a compiler may fail in any way
-        return Choice("plain", f"Triton's kernels do not run on this GPU: {str(failure).splitlines()[0][:200]}")
+        return Choice(
+            "plain", f"Triton's kernels do not run on this GPU: {(str(failure) or repr(failure)).splitlines()[0][:200]}"
+        )
     if not error < _TOLERANCE[dtype]:
         return Choice("plain", f"Triton's kernels are off by {error:.1e} of the result on this GPU")
     how = "split-KV decode in CUDA graphs, attention over pages in place"

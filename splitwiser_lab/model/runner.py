@@ -21,7 +21,6 @@ from splitwiser_lab.model.transformer import Transformer
 _ROWS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 80, 96, 128, 160, 192, 224, 256)
 _ROWS_STEP = 128  # beyond those
 _MOST_TOKENS = 8192  # of prompts in a graph: with more, launching kernels one by one costs nothing to speak of
-_PROGRAMS_PER_SM = 4  # of the decode attention, resident at once
 
 
 @dataclass(frozen=True)
@@ -71,7 +70,7 @@ class GraphRunner:
         properties = torch.cuda.get_device_properties(self._device)
         capability = (properties.major, properties.minor)
         self._kernels = TritonKernels(weights.config, weights.device, weights.dtype, pool.page_size, capability)
-        programs = _PROGRAMS_PER_SM * (multiprocessors or properties.multi_processor_count)
+        programs = self._kernels.decode_tiles.per_sm * (multiprocessors or properties.multi_processor_count)
         self._parts = -(-programs // weights.config.kv_heads)
         self._kernels.reserve(_ROWS[-1] + self._parts, _ROWS[-1])
         self._board = torch.zeros(pool.pages + 1, dtype=torch.int32, device=self._device)
