@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from splitwiser_lab.engine.engine import Engine
 from splitwiser_lab.engine.modes import supported_modes
@@ -22,8 +22,10 @@ from splitwiser_lab.measure.compare import Comparison, compare, with_range
 from splitwiser_lab.measure.document import Document
 from splitwiser_lab.measure.overlap import measure_limit, measure_overlap
 from splitwiser_lab.measure.peers import Peer, find_peers
+from splitwiser_lab.measure.profile import profile_phases
 from splitwiser_lab.measure.provenance import provenance
 from splitwiser_lab.measure.workload import Workload
+from splitwiser_lab.timeline import Phase
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 SCHEMA = "splitwiser-lab/bench/1"
 _DECODE = {"prompts": 8, "length": 128, "new_tokens": 65}
 _PAUSE_SECONDS = 0.5  # for the threads of the peer before to fall asleep: some spin a while after their work
+_PREDICTED = ((64, 512), (1, 8))  # prompt lengths, batch sizes
 _PREFILL = {"prompts": 1, "length": 512, "new_tokens": 1}
 
 
@@ -114,7 +117,7 @@ class Bench(Document):
 
 
 def _limit(value: float, unit: str) -> str:
-    return f"≤ {value} {unit}" if unit in ("ms", "s") else f"≥ {value}"
+    return f"≤ {value} {unit}" if unit in ("ms", "s", "%") else f"≥ {value}"
 
 
 def bench(
@@ -154,6 +157,8 @@ def bench(
             if mode in modes:
                 report(f"overhead per step, {mode}")
                 figures.append(_overhead(engine, mode, repeats))
+        report("predicted beside measured phases")
+        figures += _predictions(engine, repeats)
         figures.append(Figure("import splitwiser_lab", "s", _import_seconds(), targets={"": 0.5}))
         workload = Workload.poisson(2.0, requests=12, prompt_tokens=192, output_tokens=32)
         rounds = min(repeats, 3)
@@ -212,6 +217,18 @@ def _overhead(engine: Engine, mode: str, repeats: int) -> Figure:
             samples.append(median(gaps))
     limit = 1.0 if mode == "sequential" else 2.0
     return Figure(f"overhead per decode step, {mode}", "ms", samples, targets={"": limit})
+
+
+def _predictions(engine: Engine, repeats: int) -> list[Figure]:
+    """How far the predicted times of each phase lie from the measured ones: one sample per shape."""
+    found = profile_phases(engine, *_PREDICTED, repeats=repeats)
+    figures = []
+    for phase in get_args(Phase):
+        timings = found.of(phase)
+        errors = [100 * abs(timing.error) for timing in timings]
+        note = ", ".join(f"{t.batch} × {t.tokens}: {100 * t.error:+.0f} %" for t in timings)
+        figures.append(Figure(f"predicted {phase} times, off by", "%", errors, targets={"": 25}, note=note))
+    return figures
 
 
 def _import_seconds(times: int = 5) -> list[float]:

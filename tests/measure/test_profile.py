@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from splitwiser_lab import Engine, RequestError
+from splitwiser_lab.measure import bench
 from splitwiser_lab.measure.profile import PhaseProfile, profile_phases
 from splitwiser_lab.measure.torch_trace import check_trace, trace_kernels
 from splitwiser_lab.predict.ceilings import Ceilings
@@ -91,3 +92,15 @@ class TestTrace:
         assert "right to profile" in check_trace(path, on_gpu=True, mode="sequential").verdict
         path.write_text(json.dumps({"traceEvents": [{"cat": "kernel", "name": "sm90_xmma_gemm_bf16"}] * 3}))
         assert check_trace(path, on_gpu=True, mode="streams").kernels == {"sm90_xmma_gemm_bf16": 3}
+
+
+def test_the_bench_shows_how_far_predictions_lie_off(
+    profile: PhaseProfile, engine: Engine, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(bench, "profile_phases", lambda *_, **__: profile)
+    for figure, phase in zip(bench._predictions(engine, 2), ("prefill", "decode"), strict=True):
+        timings = profile.of(phase)
+        assert (figure.name, figure.unit, figure.targets) == (f"predicted {phase} times, off by", "%", {"": 25})
+        assert figure.ours == [pytest.approx(100 * abs(t.predicted_s - t.seconds) / t.seconds) for t in timings]
+        assert f"{timings[0].batch} × {timings[0].tokens}: " in figure.note
+    assert bench._limit(25, "%") == "≤ 25 %"
