@@ -275,6 +275,8 @@ class Engine:
                 house.close()
         for held in ("model", "pool", "_transformer", "_house"):
             self.__dict__.pop(held, None)
+        if torch.device(self.device).type == "cuda":
+            torch.cuda.empty_cache()  # PyTorch would keep it for itself, and other processes want it too
 
     def __enter__(self) -> Engine:
         return self

@@ -129,7 +129,9 @@ class ProcessLane:
         )
 
     def start(self) -> None:
-        """Start the worker if need be and wait until it can take batches. Raises LaneError when it cannot."""
+        """Start the worker unless it runs, and wait until it can take batches. Raises LaneError when it cannot."""
+        if self._ready and not self._under_way and self._died_idle():
+            self.close()
         self.spawn()
         assert self._connection is not None
         if not self._ready:
@@ -142,8 +144,6 @@ class ProcessLane:
 
     def submit(self, batch: Batch) -> RemoteTicket:
         """Send a batch. A worker that died since its last batch, or never saw this one, is started anew."""
-        if self._ready and not self._under_way and self._died_idle():
-            self.close()
         self.start()
         try:
             self._send(batch)
