@@ -44,10 +44,14 @@ def command() -> str:
 
 
 def commit() -> str:
-    """The commit of the checkout this package runs from, marked when files differ from it; `unknown` without one."""
+    """The commit of the checkout this package runs from, marked when files differ from it; `unknown` without one.
+
+    `git archive` writes its commit into `commit.txt` (see .gitattributes), so that a copy knows it, too.
+    """
     root = Path(__file__).parents[2]
     if not (root / ".git").exists():
-        return "unknown (not run from a git checkout)"
+        exported = Path(__file__).with_name("commit.txt").read_text(encoding="utf-8").strip()
+        return "unknown (not run from a git checkout)" if exported.startswith("$") else exported
     try:
         done = [
             subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, check=True).stdout.strip()
