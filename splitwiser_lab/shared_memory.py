@@ -88,7 +88,9 @@ class DeviceBuffer:
         """
         import torch
 
-        torch.cuda.synchronize(self._bytes.device)
+        # Not the whole device: a lane may be capturing a graph meanwhile, which that would spoil.
+        for stream in torch.cuda.default_stream(self._bytes.device), torch.cuda.current_stream(self._bytes.device):
+            stream.synchronize()
         pointer = self._bytes.data_ptr()
         with current(self._bytes.device.index):
             try:

@@ -42,7 +42,9 @@ class DeviceLane:
     def start(self) -> None:
         """Let what other streams wrote so far (weights, pool) be seen on this one, and set the clock."""
         if self._clock is None:
-            torch.cuda.synchronize(self.stream.device)
+            # Not the whole device: while another lane captures a graph, that would fail, and spoil the graph.
+            for stream in torch.cuda.default_stream(self.stream.device), torch.cuda.current_stream(self.stream.device):
+                stream.synchronize()
             self._clock = DeviceClock(self.stream.device)
         if self._runner is None:
             with torch.cuda.stream(self.stream):

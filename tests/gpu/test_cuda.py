@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from itertools import pairwise
 
 import pytest
@@ -9,6 +11,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 import splitwiser_lab as sl
+from splitwiser_lab.lanes.partition import grid_of
 from splitwiser_lab.measure.reference import Reference
 
 pytestmark = [
@@ -79,6 +82,32 @@ def test_flips_and_preemption_change_no_token() -> None:
     assert result.tokens == expected
     assert sum(record.preemptions for record in result.timeline.requests) > 0
     assert {span.mode for span in result.timeline.spans} == set(MODES)
+
+
+def test_lanes_start_in_another_thread_while_graphs_are_captured() -> None:
+    """Each new share of the SMs has lanes of its own, which start while the old ones capture theirs."""
+    hf = model("llama", torch.float32)
+    expected = [Reference(hf).tokens(p, 40, ignore_eos=True) for p in prompts()]
+    failed: list[BaseException] = []
+
+    def flip(engine: sl.Engine) -> None:
+        try:
+            for sms in grid_of(0).allowed:
+                engine.set_mode("partitioned", decode_sms=sms)
+                time.sleep(0.01)
+                engine.set_mode("streams")
+                time.sleep(0.01)
+        except BaseException as error:
+            failed.append(error)
+
+    with sl.Engine.from_pretrained(hf, dtype="float32", device="cuda", kv_tokens=4096) as engine:
+        thread = threading.Thread(target=flip, args=(engine,))
+        thread.start()
+        while thread.is_alive():
+            assert engine.generate(prompts(), 40, ignore_eos=True).tokens == expected
+        thread.join()
+        assert not failed
+        assert len(engine.timeline().modes) > 5
 
 
 def test_close_gives_the_memory_back() -> None:

@@ -84,7 +84,9 @@ def device(monkeypatch: pytest.MonkeyPatch) -> type[Device]:
     Device.now, Device.current, Device.failed, Event.made = 1000.0, Stream(), False, []
     for name, fake in {"Event": Event, "Stream": Stream, "stream": Device.under}.items():
         monkeypatch.setattr(torch.cuda, name, fake)
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: Device.current.synchronize())
+    default = Stream()
+    monkeypatch.setattr(torch.cuda, "default_stream", lambda device: default)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Device.current)
     monkeypatch.setattr(device_module.time, "perf_counter", lambda: Device.now)
     plain = torch.empty
     monkeypatch.setattr(device_module, "runner_for", lambda transformer, multiprocessors: transformer)
