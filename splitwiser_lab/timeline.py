@@ -72,11 +72,12 @@ class RequestRecord:
 
 @dataclass(frozen=True, slots=True)
 class ModeChange:
-    """From `time` on, batches were scheduled under `mode` with these options."""
+    """From `time` on, batches were scheduled under `mode` with these options; `runs` is what mode `auto` chose."""
 
     time: float
     mode: str
     options: dict[str, Any] = field(default_factory=dict)
+    runs: str = ""
 
 
 @dataclass(frozen=True, slots=True)

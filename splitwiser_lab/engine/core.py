@@ -42,6 +42,7 @@ class ModeSwitch:
     stations: list[Station]
     limits: Limits
     cores: dict[str, list[int]]
+    controller: Callable[[], ModeSwitch | None] | None = None  # asked before each step which switch to make, if any
 
 
 class Core:
@@ -56,6 +57,7 @@ class Core:
         self._ends = ends
         self._stations: list[Station] = []
         self._switch: ModeSwitch | None = None
+        self._controller: Callable[[], ModeSwitch | None] | None = None
         self._commands: deque[Callable[[], None]] = deque()
         self._lock = threading.RLock()
         self._drivers: set[int] = set()
@@ -129,6 +131,8 @@ class Core:
             self._stepping = True
             try:
                 self._run_commands()
+                if self._switch is None and self._controller is not None:
+                    self._switch = self._controller()
                 if self._switch is None:
                     self._submit()
                 oldest = [station.under_way[0][1] for station in self._stations if station.under_way]
@@ -189,6 +193,7 @@ class Core:
         if self._switch is not None:
             switch, self._switch = self._switch, None
             self._stations, self.scheduler.limits = switch.stations, switch.limits
+            self._controller = switch.controller
             for station in self._stations:
                 station.lane.cores = switch.cores.get(station.lane.name, [])
             self.modes.append(replace(switch.change, time=time.perf_counter()))

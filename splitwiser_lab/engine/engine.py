@@ -16,6 +16,7 @@ from typing import Any, cast
 
 import torch
 
+from splitwiser_lab.engine.auto import Governor, govern
 from splitwiser_lab.engine.core import Core, ModeSwitch, Station
 from splitwiser_lab.engine.intake import Intake, Prompt
 from splitwiser_lab.engine.modes import find_mode
@@ -35,6 +36,7 @@ from splitwiser_lab.model.transformer import Transformer
 from splitwiser_lab.timeline import ModeChange, Timeline
 
 PAGE_SIZE = 32
+_LIMIT_OPTIONS = {"max_batch": "max_requests", "prefill_tokens": "prefill_tokens", "chunk_tokens": "chunk_tokens"}
 _LIMITS = {"cpu": Limits(32, 512, 128), "cuda": Limits(256, 8192, 512)}
 
 
@@ -55,6 +57,7 @@ class Engine:
         self._lanes_lock = threading.Lock()
         self._default_limits = _LIMITS[torch.device(self.device).type]
         self._core = Core(PageAllocator(pool.pages, pool.page_size), self._default_limits, self._intake.ends)
+        self._governor: Governor | None = None
         self.set_mode(mode, **options)
 
     @classmethod
@@ -114,22 +117,35 @@ class Engine:
         self._refuse_if_closed()
         found = find_mode(mode, self.device)
         found.check(options, self.device)
+        if found.lanes:
+            self._governor, switch = None, self._prepare(mode, options)
+        else:
+            chunk = self._default_limits.chunk_tokens
+            self._governor = govern(self._core, self._prepare, self.device, chunk, options)
+            switch = self._governor.start
+        self._core.switch(switch)
+
+    def explain(self) -> str:
+        """Why what runs now was chosen, in sentences with numbers. Raises SplitwiserError once closed."""
+        self._refuse_if_closed()
+        if self._governor is not None:
+            return self._governor.explain()
+        return f"{self.mode} runs because it was asked for: set_mode('auto') lets measured rates choose."
+
+    def _prepare(self, mode: str, options: dict[str, Any]) -> ModeSwitch:
+        """Start the lanes of a mode that has some, and give the switch to it."""
         with self._lanes_lock:
             stations = [
-                Station(self._house.lane(kind, name, options), policy) for name, (kind, policy) in found.lanes.items()
+                Station(self._house.lane(kind, name, options), policy)
+                for name, (kind, policy) in find_mode(mode, self.device).lanes.items()
             ]
             lanes = [station.lane for station in stations]
             shares = share_cores(lanes, options.get("decode_cores"))
             self._house.close_rivals(lanes, self._core.lanes)
             start_all(lanes)
-        limits = self._default_limits
-        limits = replace(
-            limits,
-            max_requests=options.get("max_batch", limits.max_requests),
-            prefill_tokens=options.get("prefill_tokens", limits.prefill_tokens),
-            chunk_tokens=options.get("chunk_tokens", limits.chunk_tokens),
-        )
-        self._core.switch(ModeSwitch(ModeChange(0.0, mode, options), stations, limits, shares))
+        asked = {field: options[name] for name, field in _LIMIT_OPTIONS.items() if name in options}
+        limits = replace(self._default_limits, **asked)
+        return ModeSwitch(ModeChange(0.0, mode, options), stations, limits, shares)
 
     def submit(
         self,
@@ -273,7 +289,7 @@ class Engine:
         with self._lanes_lock:
             if house := self.__dict__.get("_house"):
                 house.close()
-        for held in ("model", "pool", "_transformer", "_house"):
+        for held in ("model", "pool", "_transformer", "_house", "_governor"):
             self.__dict__.pop(held, None)
         if torch.device(self.device).type == "cuda":
             torch.cuda.empty_cache()  # PyTorch would keep it for itself, and other processes want it too

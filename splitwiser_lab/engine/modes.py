@@ -78,7 +78,12 @@ MODES = {
             _split("mps"),
             {"prefill_share": "percent of the SMs for prefill", "decode_share": "percent of the SMs for decode"},
         ),
-        Mode("auto", "whichever of the others is predicted to pay", _split("auto")),
+        Mode(
+            "auto",
+            "whichever of the others pays for the work at hand, by measured rates",
+            {},  # no lanes of its own: it borrows those of the mode it chooses
+            {"itl_limit_ms": "the longest gap between two tokens that may be planned for, in milliseconds"},
+        ),
     )
 }
 

@@ -20,7 +20,7 @@ from splitwiser_lab.lanes.probe import MARK
 from splitwiser_lab.lanes.streams import give_back
 from splitwiser_lab.shared_memory import DeviceBuffer
 
-LaneKind = Literal["inline", "process", "stream", "partition", "mps", "auto"]
+LaneKind = Literal["inline", "process", "stream", "partition", "mps"]
 _PROBE_SECONDS = 60.0
 _PROBE_BYTES = 4096
 
@@ -28,8 +28,6 @@ _PROBE_BYTES = 4096
 def why_not(kind: LaneKind, device: str) -> str | None:
     """None if a lane of this kind can run on `device`, else the reason and what would help."""
     where = torch.device(device)
-    if kind == "auto":
-        return "its controller is not part of this version"
     if where.type == "cpu":
         if kind in ("inline", "process"):
             return _no_processes() if kind == "process" else None

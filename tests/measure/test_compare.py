@@ -76,9 +76,9 @@ class TestReference:
 
 class TestCompare:
     def test_every_mode_that_runs_here_writes_the_reference(self, comparison: Any) -> None:
-        assert [run.mode for run in comparison.runs] == ["sequential", "chunked", "processes"]
+        assert [run.mode for run in comparison.runs] == ["sequential", "chunked", "processes", "auto"]
         assert comparison.tokens_identical and all(len(run.checks) == 2 for run in comparison.runs)
-        assert [len(result.tokens) for run in comparison.runs for result in run.results] == [5] * 6
+        assert [len(result.tokens) for run in comparison.runs for result in run.results] == [5] * 8
 
     def test_json_has_the_names_of_vllm_bench_serve(self, comparison: Any, tmp_path: Any) -> None:
         comparison.to_json(tmp_path / "out.json")
@@ -93,7 +93,7 @@ class TestCompare:
     def test_the_table_names_each_mode_and_its_verdict(self, comparison: Any) -> None:
         text = str(comparison)
         assert all(mode in text for mode in ("sequential", "chunked", "processes"))
-        assert text.count("identical") == 3 and "…" not in text
+        assert text.count("identical") == 4 and "…" not in text
 
     def test_a_wrong_token_is_found_and_counted(self) -> None:
         other = build("llama", seed=1)
@@ -183,7 +183,7 @@ class TestBench:
         assert "not installed" in found.missing["vLLM"]
         assert all(agreement.startswith("8 of 8") for agreement in found.tokens.values())
         data = json.loads(found.to_json(tmp_path / "bench.json"))
-        assert data["schema"].startswith("splitwiser-lab/bench") and len(data["runs"]) == 3
+        assert data["schema"].startswith("splitwiser-lab/bench") and len(data["runs"]) == 4
         assert all(run["overlap_gain"] > 0 for run in data["runs"])
         console = Console(width=150)
         with console.capture() as capture:

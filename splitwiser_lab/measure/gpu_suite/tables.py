@@ -18,7 +18,6 @@ _COLUMNS: dict[str, dict[str, tuple[str, int, float]]] = {  # section: heading -
         "tokens": ("tokens", 0, 1),
         "lengths": ("lengths", 0, 1),
         "ms": ("ms", 3, 1),
-        "start to start ms": ("period_ms", 3, 1),
         "T/s": ("rate", 2, 1e-12),
         "% of ceiling": ("share", 0, 100),
     },

@@ -1,0 +1,107 @@
+"""Mode auto on a CPU: the same tokens whatever it chooses, choices by what it measured, reasons in sentences."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from conftest import MakeEngine
+from tiny_models import expected, prompts_of
+
+import splitwiser_lab as sl
+from splitwiser_lab.engine import auto as auto_module
+from splitwiser_lab.engine.auto import candidates
+from splitwiser_lab.engine.controller import Decision
+
+PROMPTS = prompts_of(70, 20, 5, 90, 33, 64, 12, 50)
+
+
+def restless(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A controller that takes the next candidate each time it is asked; gives what it chose."""
+    chosen: list[str] = []
+
+    def decide(found: Any, rates: Any, load: Any, current: Any, limit: Any) -> Decision:
+        following = found[(found.index(current) + 1) % len(found)]
+        chosen.append(following.label)
+        return Decision(following, "restless", load)
+
+    monkeypatch.setattr(auto_module, "decide", decide)
+    monkeypatch.setattr(auto_module, "_LOOK_SECONDS", 0.002)  # some steps between two changes
+    for wait in ("_DRY_SECONDS", "_DWELL_SECONDS"):
+        monkeypatch.setattr(auto_module, wait, 0.0)
+    return chosen
+
+
+def test_tokens_are_the_reference_whatever_it_changes_to(
+    make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    restless(monkeypatch)
+    engine = make_engine("llama", "auto")
+    for _ in range(3):
+        result = engine.generate(PROMPTS, 24)
+        assert result.tokens == expected("llama", PROMPTS, 24)
+        assert sum(span.prefill_tokens for span in result.timeline.spans) == sum(map(len, PROMPTS)), "nothing twice"
+    runs = {change.runs.split()[0] for change in engine.timeline().modes}
+    assert {"sequential", "chunked", "processes"} <= runs and engine.mode == "auto"
+    assert all(change.mode == "auto" for change in engine.timeline().modes)
+
+
+def test_a_cold_start_takes_turns_and_says_so(make_engine: MakeEngine) -> None:
+    engine = make_engine("llama", "auto")
+    assert "No request came yet" in engine.explain()
+    engine.generate([PROMPTS[0]], 2)
+    assert engine.timeline().modes[-1].runs == "sequential" and "auto runs sequential" in engine.explain()
+
+
+def test_it_learns_and_explains_with_numbers(make_engine: MakeEngine) -> None:
+    engine = make_engine("llama", "auto", itl_limit_ms=200)
+    work = sl.Workload.poisson(150.0, requests=40, prompt_tokens=60, output_tokens=30)
+    result = engine.serve(work)
+    assert result.metrics.completed == 40
+    said = engine.explain()
+    assert ("gaps within 200 ms" in said and "tok/s" in said) or "only decode has work" in said
+    assert "partitioned" not in said, "what needs a GPU is no choice on a CPU, and nobody expects it"
+
+
+def test_another_mode_ends_it_and_it_can_come_back(make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen = restless(monkeypatch)
+    engine = make_engine("llama", "auto")
+    engine.generate(PROMPTS[:3], 4)
+    engine.set_mode("chunked")
+    asked = len(chosen)
+    engine.generate(PROMPTS[:3], 4)
+    assert engine.mode == "chunked" and len(chosen) == asked, "nobody asks the controller any more"
+    assert "asked for" in engine.explain()
+    engine.set_mode("auto")
+    assert engine.generate(PROMPTS[:3], 4).tokens == expected("llama", PROMPTS[:3], 4) and len(chosen) > asked
+
+
+def test_lanes_that_do_not_start_are_left_out_and_named(
+    make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = make_engine("llama")
+    real = engine._prepare
+
+    def prepare(mode: str, options: dict[str, Any]) -> Any:
+        if mode == "processes":
+            raise sl.LaneError("its process did not start.")
+        return real(mode, options)
+
+    monkeypatch.setattr(engine, "_prepare", prepare)
+    engine.set_mode("auto")
+    assert "processes is no choice: its process did not start." in engine.explain()
+    assert engine.generate(PROMPTS[:2], 4).tokens == expected("llama", PROMPTS[:2], 4)
+
+
+def test_the_choices_of_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(auto_module, "cores", lambda: [0, 1])
+    found, left_out = candidates("cpu", 128)
+    assert [c.label for c in found] == ["sequential", "chunked (chunk_tokens=128)", "processes"] and not left_out
+    monkeypatch.setattr(auto_module, "cores", lambda: [0])
+    found, left_out = candidates("cpu", 128)
+    assert len(found) == 2 and "one core" in left_out["processes"]
+
+
+def test_its_option_is_checked(make_engine: MakeEngine) -> None:
+    with pytest.raises(sl.ModeError, match="itl_limit_ms=0"):
+        make_engine("llama", "auto", itl_limit_ms=0)
