@@ -5,11 +5,14 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -20,9 +23,9 @@ from splitwiser_lab.errors import LaneError, ModeError
 from splitwiser_lab.lanes.base import Lane
 from splitwiser_lab.lanes.factory import LaneHouse, share_cores, start_all
 from splitwiser_lab.lanes.inline import InlineLane
-from splitwiser_lab.lanes.process import ProcessLane
+from splitwiser_lab.lanes.process import ProcessLane, RemoteTicket
 from splitwiser_lab.lanes.support import why_not
-from splitwiser_lab.lanes.wire import Failure, Sender, receive_answer
+from splitwiser_lab.lanes.wire import Failure, Sender, receive_answer, send_answer
 from splitwiser_lab.lanes.worker import Server
 from splitwiser_lab.model.batch import GREEDY, Batch, BatchResult, Sequence
 from splitwiser_lab.model.kv_pool import KVPool
@@ -305,3 +308,21 @@ def test_a_worker_that_dies_takes_all_its_batches_with_it(process_lane: ProcessL
             ticket.result()
         assert ticket.done()
     assert process_lane.submit(prefill()).result().tokens == expected("llama", [PROMPT], 1)[0]
+
+
+@pytest.mark.parametrize("daemon_ended", [True, False])
+def test_a_worker_that_lost_its_gpu_is_given_up(transformer: Transformer, daemon_ended: bool) -> None:
+    """Its error comes before the guard has noticed that the daemon died, so the lane waits a moment for the cause."""
+    left: list[bool] = []
+    daemon = SimpleNamespace(ended=lambda wait: daemon_ended)
+    lane = ProcessLane("a", transformer, SimpleNamespace(daemon=daemon, leave=lambda: left.append(True)))  # type: ignore[arg-type]
+    lane._connection, theirs = Pipe()
+    lane._ready, lane._process = True, subprocess.Popen([sys.executable, "-c", ""])
+    tickets = [RemoteTicket(lane), RemoteTicket(lane)]
+    lane._under_way.extend(tickets)
+    send_answer(theirs, Failure("CUDA error: unspecified launch failure", fatal=True))
+    for ticket in tickets:
+        with pytest.raises(LaneError, match=r"a batch failed in its process.*\n.*unspecified launch failure") as caught:
+            ticket.result()
+        assert ("because the MPS daemon ended or was killed" in str(caught.value)) == daemon_ended
+    assert lane.pid is None and left == [True]
