@@ -27,12 +27,14 @@ if TYPE_CHECKING:
     from splitwiser_lab.measure.recording import Recording
     from splitwiser_lab.measure.workload import Workload
     from splitwiser_lab.metrics import Metrics
+    from splitwiser_lab.pipelines.huggingface import HuggingFacePipeline
     from splitwiser_lab.timeline import Timeline
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "Engine": "engine.engine",
+    "HuggingFacePipeline": "pipelines.huggingface",
     "supported_modes": "engine.modes",
     "compare": "measure.compare",
     "doctor": "measure.doctor",
@@ -55,6 +57,7 @@ __all__ = [
     "Engine",
     "GenerationError",
     "HardwareError",
+    "HuggingFacePipeline",
     "LaneError",
     "Metrics",
     "ModeError",

@@ -6,12 +6,11 @@ import itertools
 import operator
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from splitwiser_lab.engine.request import Request, Sampling
 from splitwiser_lab.engine.result import decode
 from splitwiser_lab.errors import RequestError
-from splitwiser_lab.model.config import ModelConfig
 from splitwiser_lab.timeline import FinishReason
 
 Prompt = str | Sequence[int]
@@ -19,10 +18,29 @@ Prompt = str | Sequence[int]
 _STOP_WINDOW = 8  # tokens decoded beyond the length of a stop text, to find one that starts inside a token
 
 
+class Model(Protocol):
+    """What the door must know of a model."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Token ids lie below it."""
+        ...
+
+    @property
+    def context(self) -> int:
+        """The most tokens of a request, prompt and output."""
+        ...
+
+    @property
+    def eos_token_ids(self) -> tuple[int, ...]:
+        """Tokens that end a request."""
+        ...
+
+
 class Intake:
     """Knows what the model and the pool can hold, and turns prompts into requests with ids of their own."""
 
-    def __init__(self, config: ModelConfig, tokenizer: Any, pool_tokens: int) -> None:
+    def __init__(self, config: Model, tokenizer: Any, pool_tokens: int) -> None:
         self._config, self._tokenizer, self._pool_tokens = config, tokenizer, pool_tokens
         self._ids = itertools.count()
 

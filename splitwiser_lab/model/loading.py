@@ -93,7 +93,7 @@ def _load_folder(name: str, folder: Path, origin: str, device: str, dtype: torch
         config = _with_generation_eos(config, GenerationConfig.from_pretrained(folder, local_files_only=True))
     with ExitStack() as files:
         weights = Weights(config, dtype, device).fill(_reader(_open_safetensors(folder, files)))
-    return LoadedModel(name, origin, weights, _load_tokenizer(folder), folder)
+    return LoadedModel(name, origin, weights, load_tokenizer(folder), folder)
 
 
 def _open_safetensors(folder: Path, files: ExitStack) -> Callable[[str], torch.Tensor]:
@@ -137,7 +137,8 @@ def _reader(read: Callable[[str], torch.Tensor]) -> Callable[[str], torch.Tensor
     return get
 
 
-def _load_tokenizer(folder: Path) -> PreTrainedTokenizerBase | None:
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase | None:
+    """The tokenizer in a model's folder; None where there is none."""
     from transformers import AutoTokenizer
 
     if not any((folder / file).is_file() for file in ("tokenizer.json", "tokenizer.model", "vocab.json")):

@@ -1,0 +1,1 @@
+"""Pipelines: the two architectures on which Splitwiser was built, truly split."""

@@ -1,0 +1,108 @@
+"""The worker processes of a pipeline: started side by side, asked for work, and ended together."""
+
+from __future__ import annotations
+
+import time
+from multiprocessing.connection import wait
+
+from splitwiser_lab.errors import LaneError
+from splitwiser_lab.lanes.child import Child, Failure
+from splitwiser_lab.lanes.mps import MpsDaemon, MpsShare
+from splitwiser_lab.lanes.support import daemon_of, index_of
+from splitwiser_lab.pipelines.kv import KVLayout
+from splitwiser_lab.pipelines.messages import Job, Report, Setup, Slots
+from splitwiser_lab.pipelines.placement import Placement, Role, device_of_child
+from splitwiser_lab.pipelines.shared_model import SharedModel
+from splitwiser_lab.shared_memory import Buffer, allocate
+
+_MODULE = "splitwiser_lab.pipelines.worker"
+_START_SECONDS = 120.0
+SLOTS = 2  # one is decoded from while the other is filled
+
+
+class Team:
+    """Workers of one placement over shared weights, and the slots between them."""
+
+    def __init__(
+        self, placement: Placement, model: SharedModel, layout: KVLayout, device: str, slot_bytes: int
+    ) -> None:
+        """Start all workers and wait until each can take a job.
+
+        `slot_bytes` are those of one batch between its phases; none are made where nothing is handed over.
+        Raises LaneError when one does not start, HardwareError when there is no room.
+        """
+        import torch
+
+        self.placement, self.slot_bytes = placement, slot_bytes if placement.mode == "split" else 0
+        self.spawn_seconds: list[float] = []
+        self._children: dict[str, Child] = {}
+        self._buffer: Buffer | None = allocate(SLOTS * slot_bytes, device) if self.slot_bytes else None
+        gpu = torch.device(device).type == "cuda"
+        self._daemon: MpsDaemon | None = daemon_of(index_of(torch.device(device))) if placement.mps else None
+        slots = None
+        inherited = list(model.inherited)
+        if self._buffer is not None:
+            slots = Slots(self._buffer.export(), SLOTS, slot_bytes)
+            inherited += [slots.handle] if isinstance(slots.handle, int) else []
+        where = device_of_child(device, placement.mps)
+        begun = time.perf_counter()
+        try:
+            for role, cores in zip(placement.roles, placement.cores(), strict=True):
+                child = Child(f"process {role.name!r}", _MODULE, inherited, self._share(role))
+                self._children[role.name] = child
+                child.send(Setup(model.skeleton(), layout, slots, where, placement.mps and gpu, cores))
+            for name in self._children:
+                self._await_start(name, begun)
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def pids(self) -> dict[str, int]:
+        """Process ids by the names of the workers."""
+        return {name: child.pid for name, child in self._children.items()}
+
+    @property
+    def alive(self) -> bool:
+        """Whether every worker can take a job."""
+        return bool(self._children) and not any(c.gone or c.connection.poll() for c in self._children.values())
+
+    def send(self, name: str, job: Job) -> None:
+        """Give a worker a job; it does one at a time."""
+        self._children[name].send(job)
+
+    def wait(self, timeout: float | None) -> list[tuple[str, Report]]:
+        """Reports of workers, at least one unless `timeout` seconds pass. Raises LaneError when one failed or died."""
+        names = {child.connection: name for name, child in self._children.items()}
+        return [(names[connection], self._receive(names[connection])) for connection in wait(list(names), timeout)]  # type: ignore[index]
+
+    def close(self) -> None:
+        """End every worker and give back the slots."""
+        for child in self._children.values():
+            child.let_go()
+        for child in self._children.values():
+            child.end()
+        self._children.clear()
+        self._buffer = None
+
+    def _share(self, role: Role) -> MpsShare | None:
+        return MpsShare(self._daemon, role.sm_share) if self._daemon and role.sm_share else None
+
+    def _await_start(self, name: str, begun: float) -> None:
+        if not self._children[name].connection.poll(_START_SECONDS):
+            raise LaneError(f"process {name!r} did not start within {_START_SECONDS:.0f} s.")
+        self._receive(name)
+        self.spawn_seconds.append(time.perf_counter() - begun)
+
+    def _receive(self, name: str) -> Report:
+        child = self._children[name]
+        try:
+            answer = child.connection.recv()
+        except (EOFError, OSError):
+            raise LaneError(
+                f"{child.how_it_ended()}. Its batch is lost and the run with it; the next run starts new processes. "
+                "If this repeats, try a smaller batch, fewer processes, or a smaller model."
+            ) from None
+        if isinstance(answer, Failure):
+            raise LaneError(f"process {name!r}: a batch, or its start, failed there:\n{answer.text}")
+        return answer  # type: ignore[no-any-return]
