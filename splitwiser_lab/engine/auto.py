@@ -7,7 +7,7 @@ engine: which modes this machine can choose among, what is waiting, and when a c
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import takewhile
 from typing import Any
@@ -186,7 +186,7 @@ def candidates(device: str, chunk_tokens: int) -> tuple[list[Candidate], dict[st
             found.append(Candidate("processes", "split", {}, Shares(1 - part, min(0.95, 1.8 * part))))
         return found, left_out
     if available("partitioned"):
-        for sms, part in _splits(device):
+        for sms, part in splits(device, _SPLITS):
             prior = Shares(0.97 * (1 - part), min(0.95, 1.6 * part))
             found.append(Candidate("partitioned", "split", {"decode_sms": sms}, prior))
         left_out["streams, mps, processes"] = "where SMs can be divided, that was better wherever it was measured"
@@ -197,12 +197,12 @@ def candidates(device: str, chunk_tokens: int) -> tuple[list[Candidate], dict[st
     return found, left_out
 
 
-def _splits(device: str) -> list[tuple[int, float]]:
-    """SMs for decode that this GPU can set apart, and which part of all they are."""
+def splits(device: str, parts: Sequence[float]) -> list[tuple[int, float]]:
+    """The possible numbers of SMs for decode nearest to these parts of all, and which part each really is."""
     from splitwiser_lab.lanes.partition import grid_of
     from splitwiser_lab.lanes.support import index_of
 
     grid = grid_of(index_of(torch.device(device)))
     allowed = grid.allowed
-    sms = {min(allowed, key=lambda n: abs(n - part * grid.total)) for part in _SPLITS}
+    sms = {min(allowed, key=lambda n: abs(n - part * grid.total)) for part in parts}
     return [(n, n / grid.total) for n in sorted(sms)]

@@ -302,5 +302,5 @@ class Core:
             for request in [*self.scheduler.running, *self.scheduler.waiting]:
                 self._end(request, "cancelled")
             lanes = [station.lane for station in self._stations]
-            self._stations, self._switch = [], None  # they hold the weights and the pool
+            self._stations, self._switch, self._controller = [], None, None  # they hold the weights and the pool
             return lanes

@@ -10,6 +10,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from splitwiser_lab.engine.auto import splits
 from splitwiser_lab.engine.engine import Engine
 from splitwiser_lab.engine.modes import supported_modes
 from splitwiser_lab.measure.gpu_suite.plan import ChatLimits, Plan, SectionName
@@ -87,18 +88,10 @@ def split_modes(engine: Engine, fractions: tuple[float, ...]) -> tuple[list[str]
         if not support.available:
             missing[support.mode] = support.reason
         elif support.mode == "partitioned":
-            modes += [f"partitioned:decode_sms={sms}" for sms in split_sms(engine.device, fractions)]
+            modes += [f"partitioned:decode_sms={sms}" for sms, _ in splits(engine.device, fractions)]
         else:
             modes.append(support.mode)
     return modes, missing
-
-
-def split_sms(device: str, fractions: tuple[float, ...]) -> list[int]:
-    """SMs for decode: these parts of the GPU's, in steps of 8, as Hopper divides them."""
-    import torch
-
-    sms = torch.cuda.get_device_properties(device).multi_processor_count
-    return sorted({max(8, round(fraction * sms / 8) * 8) for fraction in fractions})
 
 
 def summary(values: list[float]) -> Row:
