@@ -62,7 +62,7 @@ def _add(job: Job, shape: Shape, mode: str, overlaps: list[Overlap]) -> None:
 
 
 def _fits(job: Job, shape: Shape) -> bool:
-    needed = (shape.decode_batch + 1) * (shape.context + shape.prefill_tokens)
+    needed = shape.decode_batch * shape.context * 3 // 2 + 3 * shape.prefill_tokens  # they grow while they decode
     if needed <= job.engine.pool.tokens and max(shape.context, shape.prefill_tokens) < job.engine.longest_request:
         return True
     job.skip(str(shape), f"it needs about {needed} tokens of KV pool, and there are {job.engine.pool.tokens}")

@@ -56,8 +56,8 @@ def sweep(job: Job) -> None:
                 reference: list[list[int]] | None = None
                 for mode in list(going):
                     what = f"{fraction:.0%} of capacity, {mode}, round {number + 1}"
-                    if not job.time_for(what, longest):
-                        continue
+                    if not job.time_for(f"{what}, and all after it", longest):
+                        return
                     job.report(f"{job.shape}: {what}")
                     before = len(job.left_out)
                     with job.trying(f"{mode} in the sweep"):
@@ -71,20 +71,21 @@ def sweep(job: Job) -> None:
                         cell.results.append(result)
                         cell.identical.append(_equal_share(result.tokens, reference))
                         _add_or_update(job, fraction, rate, mode, cell)
-                        if number == 0:
-                            _record(job, fraction, mode, cell, monitor)
                     if len(job.left_out) > before:
                         going.remove(mode)
+                    elif number == 0:
+                        with job.trying(f"the recording of {mode}"):
+                            _record(job, fraction, mode, cell, monitor)
 
 
 def _capacity(job: Job) -> float:
-    """Requests per second that `sequential` completes when all are there at once: the median of three, after one."""
+    """Requests per second that `sequential` completes when all are there at once: the mean of two runs, after one."""
     job.report(f"{job.shape}: measuring the capacity of sequential")
     job.engine.set_mode("sequential")
     drawn = Workload.azure("conv", requests=job.plan.capacity_requests).scaled(job.plan.sweep_scale)
     at_once = Workload("azure conv, all at once", tuple(_at_zero(drawn)), seed=drawn.seed)
     job.engine.serve(at_once.head(max(1, len(at_once) // 4)))
-    rates = [job.engine.serve(at_once).metrics.request_throughput for _ in range(3)]
+    rates = [job.engine.serve(at_once).metrics.request_throughput for _ in range(2)]
     job.add(part="capacity", mode="sequential", requests=len(at_once), request_throughput=summary(rates))
     return median(rates)
 
