@@ -7,6 +7,7 @@ so that no tokenizer and no padding is inside anybody's timer.
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import json
 import subprocess
 import sys
@@ -101,10 +102,12 @@ class GenerateBatchPeer(_TransformersPeer):
         from transformers import ContinuousBatchingConfig, GenerationConfig
 
         page = 32
+        known = inspect.signature(ContinuousBatchingConfig).parameters
+        size_of_page = "page_size" if "page_size" in known else "block_size"  # its name before transformers 5.18
         blocks = len(prompts) * -(-(len(prompts[0]) + new_tokens) // page) + 8
         config = GenerationConfig(max_new_tokens=new_tokens, do_sample=False, eos_token_id=-1, pad_token_id=0)
         budget = 512 if self._model.device.type == "cpu" else 8192  # as our own prefill batches there
-        batching = ContinuousBatchingConfig(num_blocks=blocks, page_size=page, max_batch_tokens=budget)
+        batching = ContinuousBatchingConfig(num_blocks=blocks, max_batch_tokens=budget, **{size_of_page: page})
         start = time.perf_counter()
         out = self._model.generate_batch(
             prompts, generation_config=config, continuous_batching_config=batching, progress_bar=False

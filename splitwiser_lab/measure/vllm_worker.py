@@ -3,11 +3,17 @@
 Run by vLLM's own Python, by path: it imports vLLM and the standard library, and nothing of this package.
 """
 
-import json
 import os
 import sys
-import time
-from typing import Any
+
+# Python puts the folder of a script first on its path, and files here have names of the standard library's.
+sys.path = [
+    entry for entry in sys.path if os.path.realpath(entry or ".") != os.path.dirname(os.path.realpath(__file__))
+]
+
+import json  # noqa: E402
+import time  # noqa: E402
+from typing import Any  # noqa: E402
 
 
 def main(settings: dict[str, Any]) -> None:
