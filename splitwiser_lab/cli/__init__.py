@@ -1,15 +1,15 @@
-"""The command line: `splitwiser-lab doctor | demo | compare | bench | record | trace | lab`."""
+"""The command line: `splitwiser-lab doctor | demo | compare | bench | reproduce | record | trace | lab`."""
 
 from __future__ import annotations
 
 import os
 import sys
 
-from splitwiser_lab.cli import bench, runs  # their commands register themselves
+from splitwiser_lab.cli import bench, reproduce, runs  # their commands register themselves
 from splitwiser_lab.cli.common import app, notices
 from splitwiser_lab.errors import SplitwiserError
 
-__all__ = ["app", "bench", "main", "runs"]
+__all__ = ["app", "bench", "main", "reproduce", "runs"]
 
 
 def main() -> None:

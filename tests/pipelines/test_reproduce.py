@@ -1,0 +1,119 @@
+"""The paper's experiment run again: its knobs, and the command on a tiny model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from pipeline_models import model_of
+from tiny_models import build
+from typer.testing import CliRunner
+
+from splitwiser_lab import HardwareError, ModeError, Workload, WorkloadError
+from splitwiser_lab.cli import app
+from splitwiser_lab.measure.reference import Reference, TokenCheck
+from splitwiser_lab.pipelines.experiment import EXPERIMENTS
+from splitwiser_lab.pipelines.reproduce import Row, _Turns
+
+pytestmark = pytest.mark.timeout(180)
+run = CliRunner().invoke
+
+
+def names(**knobs: object) -> list[str]:
+    return [str(placement) for placement in EXPERIMENTS["paper"].with_knobs(**knobs).placements]
+
+
+def test_the_papers_scale() -> None:
+    paper = EXPERIMENTS["paper"]
+    assert (paper.model, paper.batch, paper.input, paper.outputs) == ("opt-125m-shape", 20, 1024, (12, 128))
+    assert paper.requests % (8 * paper.batch) == 0, "each of 8 replicas has whole batches"
+    assert names() == [str(placement) for placement in paper.placements]
+    assert {"replicas × 8, MPS", "split × 2, MPS", "replicas × 4"} <= set(names())
+    a, b = (paper.workload(output).requests(vocab_size=1000) for output in paper.outputs)
+    assert [item.prompt for item in a] == [item.prompt for item in b]
+
+
+def test_knobs_choose_placements() -> None:
+    assert names(modes=["split"], mps=False) == ["sequential", "split × 2", "split × 4", "split × 8"]
+    assert names(modes=["sequential"]) == ["sequential"]
+    assert names(processes=[3], mps=True) == ["sequential", "replicas × 3, MPS", "split × 3, MPS"]
+    assert names(modes=["split"], processes=[2], sm_shares=[75, 25]) == ["sequential", "split × 2, MPS 75/25 %"]
+    changed = EXPERIMENTS["small"].with_knobs(model="x", batch=3, outputs=(5, 6), seed=None)
+    assert (changed.model, changed.batch, changed.outputs, changed.seed) == ("x", 3, (5, 6), 0)
+
+
+@pytest.mark.parametrize(
+    ("knobs", "error", "message"),
+    [
+        ({"batch": 0}, WorkloadError, "batch=0"),
+        ({"outputs": (4, 0)}, WorkloadError, "output=0"),
+        ({"modes": ["threads"]}, ModeError, "no mode 'threads'"),
+        ({"modes": ["split"], "processes": [1]}, ModeError, "split needs 2"),
+        ({"sm_shares": [75, 25], "mps": False, "processes": [2]}, ModeError, "add mps=True"),
+    ],
+)
+def test_knobs_that_make_no_sense(knobs: dict[str, object], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        EXPERIMENTS["paper"].with_knobs(**knobs)
+
+
+def test_a_row_reports_median_spread_and_differences() -> None:
+    row = Row("split × 2", 12, checks=[TokenCheck(), TokenCheck(3, 0.5, 0.1)])
+    for rate in (10.0, 30.0, 20.0):
+        row.add({"output_throughput": rate, "steady_output_throughput": None})
+    found = row.to_dict()
+    assert found["output_throughput"] == 20.0 and found["spread"]["output_throughput"] == [10.0, 30.0]
+    assert not found["tokens_identical"] and len(found["differences"]) == 1 and found["repeats"] == 3
+    assert "steady_output_throughput" not in found, "not measured"
+
+
+def test_the_command_prints_and_writes(tmp_path: Path, no_process_left: None) -> None:
+    build("llama").save_pretrained(tmp_path / "tiny")
+    words = ["reproduce", "--model", str(tmp_path / "tiny"), "--device", "cpu", "--mode", "split", "--processes", "2"]
+    words += ["--batch", "2", "--input", "20", "--output", "4,6", "--requests", "5", "--repeats", "2"]
+    result = run(app, [*words, "--json", str(tmp_path / "r.json")])
+    assert result.exit_code == 0, result.output
+    found = json.loads((tmp_path / "r.json").read_text())
+    ways = ["generate", "sequential", "split × 2", "engine: sequential", "engine: processes"]
+    assert [row["name"] for row in found["rows"]] == ways * 2
+    assert [row["output_tokens"] for row in found["rows"]] == [4] * 5 + [6] * 5
+    assert all(row["tokens_identical"] and row["repeats"] == 2 for row in found["rows"])
+    assert all(row["over_sequential"] > 0 for row in found["rows"])
+    split = found["rows"][2]
+    assert split["hand_off_write_ms"] > 0 and split["hand_off_bytes"] > 0 and split["spawn_s"] > 0
+    assert found["hardware"]["cores"] and found["versions"]["transformers"] and found["commit"]
+    assert "split × 2" in result.stdout and "identical" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--pipeline", "jax"], "no pipeline 'jax'"),
+        (["--scale", "large"], "small or paper"),
+        (["--processes", "two"], "give whole numbers"),
+    ],
+)
+def test_words_that_cannot_be(words: list[str], message: str) -> None:
+    result = run(app, ["reproduce", *words])
+    assert result.exit_code != 0 and message in str(result.exception)
+
+
+def test_what_has_no_room_is_left_out_with_its_reason() -> None:
+    experiment = EXPERIMENTS["small"].with_knobs(input=5, requests=2)
+    rates = iter(range(1, 100))
+
+    def works(workload: Workload) -> tuple[dict[str, float], list[list[int]]]:
+        return {"output_throughput": float(next(rates))}, [[1]] * len(workload)
+
+    def has_no_room(workload: Workload) -> tuple[dict[str, float], list[list[int]]]:
+        raise HardwareError("8 × 1 GiB, and 2 GiB are free")
+
+    runners = {"generate": works, "sequential": works, "replicas × 8": has_no_room}
+    skipped: dict[str, str] = {}
+    rows = _Turns(runners, experiment, Reference(model_of("llama")), skipped, lambda _: None).rows(1, repeats=2)
+    assert [row.name for row in rows] == ["generate", "sequential"]
+    assert rows[1].samples["over_sequential"] == [1.0, 1.0]
+    assert skipped == {"replicas × 8, 1 new tokens": "8 × 1 GiB, and 2 GiB are free"}
+    with pytest.raises(HardwareError):
+        _Turns(runners, experiment, Reference(model_of("llama")), None, lambda _: None).rows(1, repeats=2)
