@@ -1,12 +1,12 @@
 # Every target does its own set-up (bootstrap.py, into .venv); pass arguments on with ARGS: make test ARGS="-k pool"
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lab vllm lint format clean distclean
+.PHONY: help setup demo test test-colab lab vllm lint format clean distclean
 
 PYTHON ?= $(shell command -v python3 || command -v python3.13 || command -v python3.12 || command -v python3.11 || echo python3)
 BIN := .venv/bin
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup:  ## .venv with everything in it; a second run takes a moment
 	@$(PYTHON) bootstrap.py
@@ -16,6 +16,16 @@ demo: setup  ## the same requests in every mode this machine can run: text, time
 
 test: setup  ## all tests; those that need a GPU or a model that is not here say so and are skipped
 	@$(BIN)/python -m pytest $(ARGS)
+
+test-colab: setup .venv-colab/ready  ## the lab's tests and notebook 04 with Colab's versions of plotly, ipywidgets and kernel
+	@.venv-colab/bin/python -m pytest tests/lab "tests/notebooks/test_notebooks.py::test_runs_in_a_fresh_kernel[04_live_lab]" $(ARGS)
+
+.venv-colab/ready: tests/colab/requirements.txt
+	@$(BIN)/python -m venv --clear .venv-colab
+	@.venv-colab/bin/python -m pip install --progress-bar off --quiet torch==2.13.0
+	@.venv-colab/bin/python -m pip install --progress-bar off --quiet -r tests/colab/requirements.txt
+	@.venv-colab/bin/python -m pip install --progress-bar off --quiet --no-deps --no-build-isolation -e .
+	@touch $@
 
 lab: setup  ## JupyterLab with the first notebook, on this machine only
 	@$(BIN)/splitwiser-lab lab $(ARGS)

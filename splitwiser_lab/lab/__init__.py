@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from splitwiser_lab.lab.setup import setup  # at once: the module of the same name would hide the function
 
 if TYPE_CHECKING:
+    from splitwiser_lab.lab.compare_view import compare
     from splitwiser_lab.lab.display import show
     from splitwiser_lab.lab.exercises import check
     from splitwiser_lab.lab.guesses import reveal
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "check": "exercises",
+    "compare": "compare_view",
     "flip": "live_lab",
     "live": "live_lab",
     "profile": "views",
@@ -35,7 +37,20 @@ _HOMES = {
     "table": "tables",
 }
 
-__all__ = ["check", "flip", "live", "profile", "recorded", "replay", "reveal", "roofline", "setup", "show", "table"]
+__all__ = [
+    "check",
+    "compare",
+    "flip",
+    "live",
+    "profile",
+    "recorded",
+    "replay",
+    "reveal",
+    "roofline",
+    "setup",
+    "show",
+    "table",
+]
 
 
 def __getattr__(name: str) -> Any:
