@@ -1,6 +1,6 @@
 # Every target does its own set-up (bootstrap.py, into .venv); pass arguments on with ARGS: make test ARGS="-k pool"
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-colab lab vllm lint format clean distclean
+.PHONY: help setup demo test test-colab picture lab vllm lint format clean distclean
 
 PYTHON ?= $(shell command -v python3 || command -v python3.13 || command -v python3.12 || command -v python3.11 || echo python3)
 BIN := .venv/bin
@@ -26,6 +26,10 @@ test-colab: setup .venv-colab/ready  ## the lab's tests and notebook 04 with Col
 	@.venv-colab/bin/python -m pip install --progress-bar off --quiet -r tests/colab/requirements.txt
 	@.venv-colab/bin/python -m pip install --progress-bar off --quiet --no-deps --no-build-isolation -e .
 	@touch $@
+
+picture: setup  ## the README's picture of the live lab, taken by the browser that tests it
+	@$(BIN)/python -m pytest tests/browser $(ARGS)
+	@cp reports/browser/live.png data/pictures/live.png
 
 lab: setup  ## JupyterLab with the first notebook, on this machine only
 	@$(BIN)/splitwiser-lab lab $(ARGS)

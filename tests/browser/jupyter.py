@@ -122,17 +122,6 @@ class Notebook:
             "() => !/\\[\\*\\]:/.test(document.querySelector('.jp-Notebook').innerText)", timeout=1e3 * seconds
         )
 
-    def scroll_to(self, selector: str, seconds: float = 120) -> None:
-        """Wait for an element and bring it to the top. By its selector, because a live view replaces its elements."""
-        self.page.wait_for_selector(selector, timeout=1e3 * seconds, state="attached")
-        self.page.evaluate("selector => document.querySelector(selector)?.scrollIntoView()", selector)
-
-    def shot(self, path: Path) -> Path:
-        """A picture of the page as it is."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self.page.screenshot(path=str(path))
-        return path
-
     def _note(self, url: str) -> None:
         if not re.match(r"(https?|wss?)://127\.0\.0\.1[:/]|(data|blob|about):", url):
             self.strangers.append(url)

@@ -68,6 +68,11 @@ class View:
         """Click a button of this view's controls."""
         self.page.locator(".splitwiser-controls").nth(self.number).locator(f"button:has-text('{button}')").click()
 
+    def shot(self, path: Path) -> None:
+        """A picture of this view alone; `make picture` puts that of the live lab into the README."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.page.locator(".splitwiser-view").nth(self.number).screenshot(path=str(path))
+
     def until(self, what: str, holds: Callable[[], object], seconds: float = 90) -> None:
         """Wait until this holds."""
         deadline = time.monotonic() + seconds
@@ -99,7 +104,7 @@ def test_a_click_on_a_mode_changes_lanes_and_numbers_and_no_token(live: View) ->
     live.until("two lanes are drawn", lambda: {"prefill", "decode"} <= set(live.lane_names().split()))
     numbers = live.text("numbers")
     live.until("the numbers change", lambda: live.text("numbers") != numbers)
-    live.notebook.shot(SHOTS / "live.png")
+    live.shot(SHOTS / "live.png")
     compared = _compared(live)
     live.until("more requests were compared", lambda: _compared(live) > compared + 2)
     assert live.text("tokens").startswith("✓ tokens identical: all")
@@ -129,7 +134,7 @@ def test_the_replay_flips_between_recordings_and_says_that_it_is_recorded(notebo
     replay.until("the flip took effect", lambda: "since: processes" in replay.text("numbers"))
     replay.until("its lanes are drawn", lambda: {"prefill", "decode"} <= set(replay.lane_names().split()))
     assert "when this was recorded" in replay.text("tokens")
-    notebook.shot(SHOTS / "replay.png")
+    replay.shot(SHOTS / "replay.png")
 
 
 def test_the_console_is_silent_and_nothing_leaves_the_machine(notebook: Notebook, live: View) -> None:
