@@ -5,6 +5,7 @@ It shows what `figure` shows, in the same colours, and the numbers and the line 
 
 from __future__ import annotations
 
+import textwrap
 from html import escape
 
 from splitwiser_lab.lab.dashboard import series
@@ -18,7 +19,7 @@ from splitwiser_lab.timeline import Phase
 WIDTH = 760
 _LEFT, _RIGHT, _MIDDLE = 46, 34, 58  # pixels beside and between the panels
 _PANEL, _LANE = 104, 20  # heights
-_MOST_LETTERS, _HEADING_LETTERS = 118, 92  # of a line of text
+_MOST_LETTERS, _HEADING_LETTERS = 118, 84  # of a line of text
 
 
 def picture(frame: Frame) -> str:
@@ -56,10 +57,10 @@ def _heading(frame: Frame, parts: list[str]) -> float:
     """Heading, status, the line about the tokens and the table; returns where the panels begin."""
     recorded = "RECORDED · " if frame.recorded else ""
     colour = {True: GOOD, False: BAD, None: GREY}[frame.tokens.holds]
-    y = 16.0
-    parts.append(
-        f'<text x="6" y="{y}" font-size="13" font-weight="600">{escape(_cut(recorded + frame.heading))}</text>'
-    )
+    y = 0.0
+    for text in textwrap.wrap(recorded + frame.heading, _HEADING_LETTERS)[:2]:
+        y += 17
+        parts.append(f'<text x="6" y="{y}" font-size="13" font-weight="600">{escape(text)}</text>')
     for text, style in (
         (status(frame), ""),
         (f"{sign(frame.tokens.holds)} tokens {frame.tokens.text}", f' fill="{colour}"'),
@@ -72,7 +73,7 @@ def _heading(frame: Frame, parts: list[str]) -> float:
         weight = ' font-weight="600"' if number == 0 else ""
         for x, text in zip(columns, line, strict=True):
             anchor = "start" if x == 6 else "end"
-            parts.append(f'<text x="{x}" y="{y}" text-anchor="{anchor}"{weight}>{escape(text)}</text>')
+            parts.append(f'<text x="{x}" y="{y}" font-size="10.5" text-anchor="{anchor}"{weight}>{escape(text)}</text>')
     return y + 34
 
 
