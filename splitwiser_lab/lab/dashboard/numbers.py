@@ -51,7 +51,8 @@ def better(frame: Frame, column: int) -> bool | None:
 def status(frame: Frame) -> str:
     """What goes on, in one line."""
     said = {"preparing": "Preparing.", "running": "Running.", "stopped": "Stopped.", "failed": "Failed.", "ready": ""}
-    counts = f"{frame.running} requests under way, {frame.waiting} waiting." if frame.state == "running" else ""
+    under_way = f"{frame.running} request{'s' * (frame.running != 1)} under way, {frame.waiting} waiting."
+    counts = under_way if frame.state == "running" else ""
     return " ".join(part for part in (said[frame.state], counts, frame.message) if part)
 
 
