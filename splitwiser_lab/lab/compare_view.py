@@ -70,7 +70,8 @@ def expected_gap_ms(engine: Engine, modes: Sequence[str], work: Work) -> dict[st
     """The longest gap between two tokens that one prompt causes in each mode, from this machine's kernels (ms).
 
     One lane that prefills whole prompts: a prefill and a decode step. Mixed batches: one of them, with a chunk as
-    large as the budget leaves. Two lanes: a decode step on half of the machine.
+    large as the budget leaves. Two lanes: a decode step on half of the machine. `auto`, which has no lanes of its
+    own: the least of these.
     """
     seconds = functools.partial(_seconds, engine)
     context = work.prompt_tokens + work.output_tokens
@@ -79,13 +80,17 @@ def expected_gap_ms(engine: Engine, modes: Sequence[str], work: Work) -> dict[st
     batch = max(1, round(work.rate * (reading + work.output_tokens * step)))  # Little's law: under way at once
     steps = decode(context, batch)
     chunk = min(work.prompt_tokens, max(1, engine.limits.chunk_tokens - batch))
-    one_lane, slice_ = reading + seconds(steps), seconds((*steps, Part(chunk, work.prompt_tokens)))
-    gaps = {}
-    for mode in modes:
-        lanes, options = MODES[mode].lanes, MODES[mode].options
-        gap = seconds(steps) / _SHARE if len(lanes) > 1 else slice_ if "chunk_tokens" in options else one_lane
-        gaps[mode] = 1e3 * gap
-    return gaps
+    whole, slices = reading + seconds(steps), seconds((*steps, Part(chunk, work.prompt_tokens)))
+    apart = seconds(steps) / _SHARE
+
+    def gap(mode: str) -> float:
+        if not MODES[mode].lanes:
+            return min(whole, slices, apart)
+        if len(MODES[mode].lanes) > 1:
+            return apart
+        return slices if "chunk_tokens" in MODES[mode].options else whole
+
+    return {mode: 1e3 * gap(mode) for mode in modes}
 
 
 def _seconds(engine: Engine, parts: Sequence[Part]) -> float:

@@ -93,6 +93,7 @@ class Stretches:
 
 
 def label_of(change: ModeChange) -> str:
-    """A mode with the options that were set, e.g. `chunked (chunk_tokens=64)`."""
+    """A mode with the options that were set, e.g. `chunked (chunk_tokens=64)`, or with what `auto` chose."""
     options = ", ".join(f"{name}={value}" for name, value in change.options.items())
-    return f"{change.mode} ({options})" if options else change.mode
+    mode = f"{change.mode}: {change.runs}" if change.runs else change.mode
+    return f"{mode} ({options})" if options else mode
