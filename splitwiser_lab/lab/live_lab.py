@@ -134,13 +134,14 @@ def flip(
 
     On a slow machine it takes longer: until two requests have ended on either side.
 
-    `frame.before` and `frame.after` hold the figures on either side of the flip; `lab.show(frame)` draws it.
+    `frame.before` and `frame.after` hold the figures on either side of the flip; `lab.show(frame)` draws it. The engine
+    is left in the mode it was in.
     Arguments are those of `live`. Raises ModeError for a mode that does not run here, and SplitwiserError when the
     run could not be ended.
     """
     for mode in (before, after):
         find_mode(mode, engine.device)
-    session = Session(engine, None, Settings(**{**settings, "mode": before}), reference)
+    was, session = engine.mode, Session(engine, None, Settings(**{**settings, "mode": before}), reference)
     try:
         session.start()
         _wait(session, lambda frame: frame.state != "preparing", _PREPARE_SECONDS)
@@ -149,6 +150,7 @@ def flip(
         frame = _wait(session, lambda f: f.before is not None and _lasts(f.after, seconds), 60 + 10 * seconds)
     finally:
         session.close()
+    engine.set_mode(was)
     if frame.state == "failed" or frame.before is None:
         raise SplitwiserError(f"the run did not come as far as the flip: {frame.message}")
     return frame

@@ -201,6 +201,6 @@ def test_flip_gives_the_figures_on_either_side(make_engine: MakeEngine) -> None:
     assert frame.before is not None and frame.after is not None
     assert (frame.before.label, frame.after.label) == ("sequential", "chunked")
     assert frame.before.itl_ms and frame.after.itl_ms and frame.tokens.holds is True
-    assert engine.kv_use == 0
+    assert engine.kv_use == 0 and engine.mode == "sequential"
     with pytest.raises(ModeError):
         flip(engine, "sequential", "mps")
