@@ -9,12 +9,6 @@ to the parent.
 
 from __future__ import annotations
 
-import contextlib
-import os
-import signal
-import socket
-import subprocess
-import sys
 from collections import deque
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -23,15 +17,15 @@ import torch
 
 from splitwiser_lab.errors import HardwareError, LaneError
 from splitwiser_lab.hardware import cores
+from splitwiser_lab.lanes.child import Child, Failure
 from splitwiser_lab.lanes.mps import MpsShare
-from splitwiser_lab.lanes.wire import Answer, Failure, Ready, Sender, has_come, receive_answer
+from splitwiser_lab.lanes.wire import Answer, Ready, Sender, has_come, receive_answer
 from splitwiser_lab.model.batch import Batch, BatchResult
 from splitwiser_lab.model.config import ModelConfig
 from splitwiser_lab.model.transformer import Transformer
 from splitwiser_lab.shared_memory import Handle
 
 _START_SECONDS = 120.0
-_STOP_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
@@ -58,8 +52,7 @@ class ProcessLane:
         self.name, self._transformer, self._share = name, transformer, share
         self.on_cpu = torch.device(transformer.weights.device).type == "cpu"
         self.cores: list[int] = []
-        self._process: subprocess.Popen[bytes] | None = None
-        self._connection: Connection | None = None
+        self._child: Child | None = None
         self.depth = 1  # until the worker says otherwise
         self._ready = False
         self._sender = Sender()
@@ -68,41 +61,21 @@ class ProcessLane:
     @property
     def pid(self) -> int | None:
         """The worker's process id while it runs."""
-        return self._process.pid if self._process else None
+        return self._child.pid if self._child else None
 
     @property
     def connection(self) -> Connection | None:
         """The pipe to the worker while it runs."""
-        return self._connection
+        return self._child.connection if self._child else None
 
     def spawn(self) -> None:
         """Start the worker without waiting for it, so that several can start side by side."""
-        if self._process is not None:
+        if self._child is not None:
             return
         setup = self._setup()
-        around = self._share.enter() if self._share else {}
-        ours, theirs = socket.socketpair()
-        with theirs:
-            fds = [theirs.fileno(), *([self._share.lifeline] if self._share else [])]
-            mapped = [handle for handle in (setup.weights, setup.pool) if isinstance(handle, int)]
-            command = [sys.executable, "-m", "splitwiser_lab.lanes.worker", *map(str, fds)]
-            path = os.pathsep.join(p for p in sys.path if p)
-            try:  # in a process group of its own: Ctrl-C is for the parent, also while the worker still imports
-                self._process = subprocess.Popen(
-                    command,
-                    pass_fds=[*fds, *mapped],
-                    env={**os.environ, "PYTHONPATH": path, **around},
-                    stdin=subprocess.DEVNULL,
-                    process_group=0,
-                )
-            except OSError as error:
-                ours.close()
-                if self._share:
-                    self._share.leave()
-                raise LaneError(f"lane {self.name!r}: its process could not be started: {error}") from error
-        self._connection = Connection(ours.detach())
-        with contextlib.suppress(OSError):  # a worker that died already is reported by `start`
-            self._connection.send(setup)
+        mapped = [handle for handle in (setup.weights, setup.pool) if isinstance(handle, int)]
+        self._child = Child(f"lane {self.name!r}", "splitwiser_lab.lanes.worker", mapped, self._share)
+        self._child.send(setup)
 
     def _setup(self) -> WorkerSetup:
         weights, pool = self._transformer.weights, self._transformer.pool
@@ -133,9 +106,9 @@ class ProcessLane:
         if self._ready and not self._under_way and self._died_idle():
             self.close()
         self.spawn()
-        assert self._connection is not None
+        assert self._child is not None
         if not self._ready:
-            if not self._connection.poll(_START_SECONDS):
+            if not self._child.connection.poll(_START_SECONDS):
                 self.close()
                 raise LaneError(f"lane {self.name!r}: its process did not start within {_START_SECONDS:.0f} s.")
             ready = self.receive()
@@ -161,20 +134,19 @@ class ProcessLane:
         return ticket
 
     def _send(self, batch: Batch) -> None:
-        assert self._connection is not None
+        assert self._child is not None
         share = (self.cores or cores()) if self.on_cpu else None
-        self._connection.send_bytes(self._sender.pack(batch, share))
+        self._child.connection.send_bytes(self._sender.pack(batch, share))
 
     def _died_idle(self) -> bool:
         """Whether worker or daemon are gone. Between two batches a worker has nothing to say: if it does, it ended."""
-        assert self._process is not None and self._connection is not None
-        gone = self._process.poll() is not None or has_come(self._connection)
-        return gone or (self._share is not None and self._share.daemon.ended())
+        assert self._child is not None
+        return self._child.gone or has_come(self._child.connection)
 
     def has_answer_for(self, ticket: RemoteTicket) -> bool:
         """Whether the next answer is that ticket's, and has come."""
-        assert self._connection is not None
-        return self._under_way[0] is ticket and has_come(self._connection)
+        assert self._child is not None
+        return self._under_way[0] is ticket and has_come(self._child.connection)
 
     def collect(self) -> None:
         """Wait for the next answer and give it to its ticket. An error is an answer, too."""
@@ -189,9 +161,9 @@ class ProcessLane:
 
     def receive(self) -> Answer:
         """The worker's next answer. Raises LaneError when the batch failed there, or the worker died."""
-        assert self._connection is not None
+        assert self._child is not None
         try:
-            answer = receive_answer(self._connection)
+            answer = receive_answer(self._child.connection)
         except (EOFError, OSError):
             raise self._died() from None
         if isinstance(answer, Failure):
@@ -212,34 +184,21 @@ class ProcessLane:
         for ticket in self._under_way:
             ticket.answer = error
         self._under_way.clear()
-        if self._connection is not None:
-            self._connection.close()
-        if self._process is not None:
-            try:
-                self._process.wait(_STOP_SECONDS)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-                self._process.wait()
-            if self._share:
-                self._share.leave()
-        self._process, self._connection, self._ready = None, None, False
+        if self._child is not None:
+            self._child.end()
+        self._child, self._ready = None, False
         self._sender = Sender()
 
     def _died(self) -> LaneError:
         """End what is left of the worker, with an error for all its batches that says how it ended."""
-        process, pid, ready, under_way = self._process, self.pid, self._ready, list(self._under_way)
-        because = self._why_daemon_ended()
+        ready, under_way = self._ready, list(self._under_way)
+        assert self._child is not None
+        how = self._child.how_it_ended()
         self.close()
-        code = process.returncode if process else None
-        how = f"was killed by {signal.Signals(-code).name}" if code and code < 0 else f"exited with code {code}"
-        hint = because or (" (often: out of memory)" if code == -signal.SIGKILL else "")
         lost = (
             "Its batch is lost; the lane starts a new process for the next one" if ready else "It had not started yet"
         )
-        error = LaneError(
-            f"lane {self.name!r}: its process (pid {pid}) {how}{hint}. {lost}. "
-            "If this repeats, try a smaller batch, pool or model."
-        )
+        error = LaneError(f"{how}. {lost}. If this repeats, try a smaller batch, pool or model.")
         for ticket in under_way:
             ticket.answer = error
         return error

@@ -13,6 +13,7 @@ from array import array
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 
+from splitwiser_lab.lanes.child import Failure
 from splitwiser_lab.model.batch import GREEDY, Batch, BatchResult, SamplingSpec, Sequence
 
 _Spec = tuple[float, float, float] | None
@@ -88,14 +89,6 @@ class Ready:
     """A worker's first answer: how many batches may be under way there."""
 
     depth: int
-
-
-@dataclass(frozen=True)
-class Failure:
-    """A worker's answer to a batch that failed; `fatal` when the worker ends with it."""
-
-    text: str
-    fatal: bool
 
 
 Answer = Ready | Failure | BatchResult

@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import signal
-import sys
-import threading
 import traceback
 from collections import deque
 from multiprocessing.connection import Connection
@@ -14,34 +9,27 @@ from typing import TYPE_CHECKING
 
 from splitwiser_lab.errors import LaneError
 from splitwiser_lab.lanes.base import wait_any
+from splitwiser_lab.lanes.child import Failure, compute_on, gpu_refuses, run_child
 from splitwiser_lab.lanes.process import WorkerSetup
-from splitwiser_lab.lanes.wire import Failure, Ready, Receiver, send_answer
+from splitwiser_lab.lanes.wire import Ready, Receiver, send_answer
 
 if TYPE_CHECKING:
     from splitwiser_lab.lanes.base import Lane, Ticket
     from splitwiser_lab.model.batch import BatchResult
 
 _LOOK_SECONDS = 1e-4  # between two looks at a GPU's events, while another batch may come
-_NO_DAEMON = 75  # exit code, as sysexits.h has it: what was needed is gone for now
 
 
-def main(fd: int, lifeline: int | None = None) -> None:
-    """Serve batches arriving on the socket `fd`. Every answer is a BatchResult or a Failure.
-
-    Under MPS, end as soon as `lifeline` closes: a client of a dead daemon may wait for its GPU for ever.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupt is the parent's to handle
-    if lifeline is not None:
-        threading.Thread(target=_end_with, args=(lifeline,), daemon=True).start()
-    with Connection(fd) as connection, contextlib.suppress(EOFError, ConnectionError):
-        setup: WorkerSetup = connection.recv()
-        try:
-            lane = _lane(setup)
-        except Exception:
-            send_answer(connection, Failure(traceback.format_exc(), fatal=True))
-            return
-        send_answer(connection, Ready(lane.depth))
-        Server(connection, lane).run()
+def serve(connection: Connection) -> None:
+    """Serve the batches that arrive. Every answer is a BatchResult or a Failure."""
+    setup: WorkerSetup = connection.recv()
+    try:
+        lane = _lane(setup)
+    except Exception:
+        send_answer(connection, Failure(traceback.format_exc(), fatal=True))
+        return
+    send_answer(connection, Ready(lane.depth))
+    Server(connection, lane).run()
 
 
 def _lane(setup: WorkerSetup) -> Lane:
@@ -118,38 +106,5 @@ class Server:
             return Failure(traceback.format_exc(), gpu_refuses())
 
 
-def gpu_refuses() -> bool:
-    """Whether the error has cost this process its GPU: after most kinds, every later call fails too."""
-    import torch
-
-    try:
-        if torch.cuda.is_initialized():
-            torch.cuda.synchronize()
-    except RuntimeError:
-        return True
-    return False
-
-
-def _end_with(lifeline: int) -> None:
-    os.read(lifeline, 1)  # nobody writes: it returns when the last who could is gone
-    os._exit(_NO_DAEMON)
-
-
-def compute_on(cores: list[int]) -> None:
-    """Use as many threads as `cores`, and keep them there where the system can (Linux)."""
-    import torch
-
-    torch.set_num_threads(len(cores))
-    if hasattr(os, "sched_setaffinity"):
-        for thread in os.listdir("/proc/self/task"):
-            with contextlib.suppress(ProcessLookupError):
-                os.sched_setaffinity(int(thread), cores)
-
-
 if __name__ == "__main__":
-    try:
-        main(*map(int, sys.argv[1:3]))
-    except BaseException:
-        traceback.print_exc()
-        os._exit(1)
-    os._exit(0)  # there is nothing to tidy up, and PyTorch would take a second over it
+    run_child(serve)

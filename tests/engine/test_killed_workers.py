@@ -46,9 +46,9 @@ def kill(engine: Engine, name: str) -> int:
 
 def await_end(engine: Engine, name: str) -> None:
     """Return when the killed process computes no more, with none of its threads."""
-    process = lane_of(engine, name)._process
-    assert process is not None
-    process.wait(10)
+    child = lane_of(engine, name)._child
+    assert child is not None
+    child._process.wait(10)
 
 
 def check_failure(error: GenerationError, name: str, pid: int) -> None:

@@ -246,7 +246,7 @@ def test_a_lane_that_is_killed_leaves_the_daemon_to_the_other(daemon: MpsDaemon,
         lane.start()
     guard = daemon.pid
     os.kill(lanes[0].pid or 0, signal.SIGKILL)
-    lanes[0]._process.wait(10)  # type: ignore[union-attr]
+    lanes[0]._child._process.wait(10)  # type: ignore[union-attr]
     for lane in lanes:
         assert lane.submit(prefill()).result().tokens == expected("llama", [PROMPT], 1)[0]
     assert daemon.pid == guard

@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -315,9 +313,9 @@ def test_a_worker_that_lost_its_gpu_is_given_up(transformer: Transformer, daemon
     """Its error comes before the guard has noticed that the daemon died, so the lane waits a moment for the cause."""
     left: list[bool] = []
     daemon = SimpleNamespace(ended=lambda wait: daemon_ended)
-    lane = ProcessLane("a", transformer, SimpleNamespace(daemon=daemon, leave=lambda: left.append(True)))  # type: ignore[arg-type]
-    lane._connection, theirs = Pipe()
-    lane._ready, lane._process = True, subprocess.Popen([sys.executable, "-c", ""])
+    lane = ProcessLane("a", transformer, SimpleNamespace(daemon=daemon))  # type: ignore[arg-type]
+    ours, theirs = Pipe()
+    lane._ready, lane._child = True, SimpleNamespace(connection=ours, end=lambda: left.append(True))  # type: ignore[assignment]
     tickets = [RemoteTicket(lane), RemoteTicket(lane)]
     lane._under_way.extend(tickets)
     send_answer(theirs, Failure("CUDA error: unspecified launch failure", fatal=True))
