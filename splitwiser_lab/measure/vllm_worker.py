@@ -7,9 +7,8 @@ import os
 import sys
 
 # Python puts the folder of a script first on its path, and files here have names of the standard library's.
-sys.path = [
-    entry for entry in sys.path if os.path.realpath(entry or ".") != os.path.dirname(os.path.realpath(__file__))
-]
+_here = os.path.dirname(os.path.realpath(__file__))
+sys.path = [entry for entry in sys.path if os.path.realpath(entry or ".") != _here]
 
 import json  # noqa: E402
 import time  # noqa: E402
