@@ -107,7 +107,8 @@ class GenerateBatchPeer(_TransformersPeer):
         blocks = len(prompts) * -(-(len(prompts[0]) + new_tokens) // page) + 8
         config = GenerationConfig(max_new_tokens=new_tokens, do_sample=False, eos_token_id=-1, pad_token_id=0)
         budget = 512 if self._model.device.type == "cpu" else 8192  # as our own prefill batches there
-        batching = ContinuousBatchingConfig(num_blocks=blocks, max_batch_tokens=budget, **{size_of_page: page})
+        sizes: dict[str, Any] = {"num_blocks": blocks, "max_batch_tokens": budget, size_of_page: page}
+        batching = ContinuousBatchingConfig(**sizes)
         start = time.perf_counter()
         out = self._model.generate_batch(
             prompts, generation_config=config, continuous_batching_config=batching, progress_bar=False

@@ -5,6 +5,7 @@ Knows notebooks, cells and widgets; knows nothing of what the cells do.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import re
@@ -19,8 +20,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
+from splitwiser_lab.model.fetch import cache_dir
+
 ROOT = Path(__file__).parents[2]
 TOKEN = "a-token-of-the-test"
+MODEL = "smollm2-135m"
 Theme = Literal["JupyterLab Light", "JupyterLab Dark"]
 
 # A fresh, silent browser: no sandbox (tests may run as root), nothing that asks its maker for news.
@@ -37,6 +41,17 @@ _SETTINGS: dict[str, dict[str, Any]] = {
     "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
     "docmanager-extension/plugin": {"autosave": False},
 }
+
+
+def why_not() -> str:
+    """The reason why a browser cannot be driven here; empty if it can."""
+    if importlib.util.find_spec("playwright") is None:
+        return "playwright is not installed (pip install -e .[test])"
+    if find_chromium() is None:
+        return "Chromium is not here (Debian, Ubuntu: apt-get install chromium)"
+    if not (cache_dir() / "models" / MODEL / "complete").is_file():
+        return f"{MODEL} is not in the cache"
+    return ""
 
 
 def find_chromium() -> str | None:
