@@ -18,12 +18,13 @@ if TYPE_CHECKING:
     from splitwiser_lab.lab.compare_view import compare
     from splitwiser_lab.lab.display import show
     from splitwiser_lab.lab.exercises import check
-    from splitwiser_lab.lab.guesses import reveal
+    from splitwiser_lab.lab.guesses import bars, reveal
     from splitwiser_lab.lab.live_lab import flip, live, recorded, replay
     from splitwiser_lab.lab.tables import table
     from splitwiser_lab.lab.views import profile, roofline
 
 _HOMES = {
+    "bars": "guesses",
     "check": "exercises",
     "compare": "compare_view",
     "flip": "live_lab",
@@ -38,6 +39,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "bars",
     "check",
     "compare",
     "flip",

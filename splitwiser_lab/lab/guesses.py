@@ -25,6 +25,11 @@ def reveal(guess: Any, values: Mapping[str, float], unit: str, title: str = "", 
     show(bars_svg(values, unit, title, number, verdict(number, values[target], unit)))
 
 
+def bars(values: Mapping[str, float], unit: str, title: str = "") -> None:
+    """Draw `values` (label -> value, in `unit`) as bars, where nothing is there to be guessed."""
+    show(bars_svg(values, unit, title))
+
+
 def verdict(guess: float | None, value: float, unit: str) -> str:
     """One sentence on how a guess compares with the measured value."""
     if guess is None:
