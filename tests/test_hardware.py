@@ -110,7 +110,7 @@ def test_device_that_is_not_there(gpus: Gpus) -> None:
 def test_modes_of_a_cpu() -> None:
     found = {mode.mode: mode for mode in supported_modes("cpu")}
     assert list(found) == list(MODES)
-    assert {name for name, mode in found.items() if mode.available} == {"sequential", "chunked", "processes"}
+    assert {name for name, mode in found.items() if mode.available} == {"sequential", "chunked", "processes", "auto"}
     for mode in found.values():
         assert mode.reason, f"{mode.mode} gives no reason"
 
