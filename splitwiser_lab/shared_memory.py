@@ -53,7 +53,8 @@ class SharedBuffer:
         """A view of the buffer from byte `offset` on; it keeps the mapping alive."""
         import torch
 
-        return torch.frombuffer(self._map, dtype=dtype, count=math.prod(shape), offset=offset).view(shape)
+        with torch.inference_mode(False):  # a caller in that mode must not make memory that only it can write to
+            return torch.frombuffer(self._map, dtype=dtype, count=math.prod(shape), offset=offset).view(shape)
 
     def export(self) -> int:
         """The descriptor, by which a child that inherits it maps the same memory."""
@@ -70,7 +71,8 @@ class DeviceBuffer:
         self.nbytes = nbytes
         try:
             if handle is None:
-                self._bytes = torch.zeros(nbytes, dtype=torch.uint8, device=device)
+                with torch.inference_mode(False):  # as in SharedBuffer.tensor
+                    self._bytes = torch.zeros(nbytes, dtype=torch.uint8, device=device)
             else:
                 index = torch.empty(0, device=device).device.index
                 self._bytes = torch.as_tensor(_Foreign(map_memory(handle, index), nbytes), device=device)

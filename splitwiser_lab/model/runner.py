@@ -60,6 +60,7 @@ class GraphRunner:
 
     depth = 2  # batches that may be under way: each takes its tokens from the one before it on the device
 
+    @torch.inference_mode(False)  # its tensors are written to again, also by callers who are not in that mode
     def __init__(self, transformer: Transformer, multiprocessors: int | None = None) -> None:
         """`multiprocessors` are those that the stream may use; None for all of the device's."""
         from splitwiser_lab.model.triton_kernels import TritonKernels  # only where Triton was found to work
@@ -78,7 +79,6 @@ class GraphRunner:
         self._steps: dict[Shape, Step] = {}
         self._graph_memory = torch.cuda.graph_pool_handle()
 
-    @torch.inference_mode()
     def run(self, batch: Batch, on_launch: OnLaunch = _nothing) -> torch.Tensor:
         """Launch a batch; keys and values go to the pool. Gives the picked token ids [S], still on the device.
 
@@ -138,6 +138,7 @@ class GraphRunner:
         """Room on the device for a batch's numbers, and for those of any other of its shape."""
         return torch.empty(packed.offsets[-1] + self._pool.pages, dtype=torch.int32, device=self._device)
 
+    @torch.inference_mode(False)
     def _capture(self, packed: Packed) -> Step:
         numbers = self._numbers(packed)
         where = PagedInput.views(numbers, packed)

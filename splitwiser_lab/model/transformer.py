@@ -25,13 +25,16 @@ _ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {"relu": F.rel
 
 
 class Transformer:
-    """The model's arithmetic. Shapes: T tokens in the batch, H heads, H_kv heads of keys, D per head."""
+    """The model's arithmetic. Shapes: T tokens in the batch, H heads, H_kv heads of keys, D per head.
+
+    No weight asks for a gradient, so nothing is kept for one. `torch.inference_mode` is not needed, and would be a
+    trap: an interrupt inside it, at the wrong moment, leaves the caller's thread in that mode.
+    """
 
     def __init__(self, weights: Weights, pool: KVPool) -> None:
         self.weights, self.pool, self.config = weights, pool, weights.config
         self._plain = PlainKernels(self.config, weights.device, weights.dtype)
 
-    @torch.inference_mode()
     def run(self, batch: Batch) -> torch.Tensor:
         """Compute a batch, leave its keys and values in the pool, return the picked token ids [S]."""
         rows, row, specs = [], 0, []
@@ -43,7 +46,6 @@ class Transformer:
         logits = self.logits(batch, rows)
         return sample(logits, specs)
 
-    @torch.inference_mode()
     def logits(self, batch: Batch, rows: list[int]) -> torch.Tensor:
         """Logits [len(rows), vocabulary] in float32 after the tokens at `rows` of the packed batch."""
         device = self.weights.device

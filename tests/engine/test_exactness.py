@@ -119,3 +119,14 @@ def test_end_of_sequence_ids_end_a_request() -> None:
             assert [reason == "stop" for reason in reasons] == [output[-1] in ends for output in wanted]
             assert {"stop", "length"} == set(reasons)
         assert engine.generate(PROMPTS, NEW, ignore_eos=True).tokens == plain
+
+
+def test_an_engine_made_in_inference_mode_works_outside_of_it_and_the_other_way_round(make_engine: MakeEngine):
+    prompts = prompts_of(5, 9)
+    with torch.inference_mode():
+        engine = make_engine()
+    for mode in ("sequential", "processes"):
+        engine.set_mode(mode)
+        assert engine.generate(prompts, 6).tokens == expected("llama", prompts, 6)
+        with torch.inference_mode():
+            assert engine.generate(prompts, 6).tokens == expected("llama", prompts, 6)

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from types import FrameType
 
 import pytest
+import torch
 from conftest import MakeEngine
 from tiny_models import CONTEXT, expected, prompts_of
 
@@ -27,6 +28,7 @@ LONG = CONTEXT - 60
 
 
 def still_works(engine: Engine) -> None:
+    assert torch.is_grad_enabled() and not torch.is_inference_mode_enabled()  # the caller's thread is as it was
     assert engine.kv_use == 0
     assert not engine._core.scheduler.running and not engine._core.scheduler.waiting
     assert engine.generate(PROMPTS[:3], 6).tokens == expected("llama", PROMPTS[:3], 6)
