@@ -42,7 +42,8 @@ class Mode:
         check_options({name: kind for name, (kind, _) in self.lanes.items()}, device, options)
 
 
-_SPLIT = {"prefill": prefill_only, "decode": decode_only}
+# Decode first, for lanes are fed in this order: its step is launched at once, a long prefill kernel by kernel.
+_SPLIT: dict[str, Policy] = {"decode": decode_only, "prefill": prefill_only}
 
 
 def _split(kind: LaneKind) -> dict[str, tuple[LaneKind, Policy]]:

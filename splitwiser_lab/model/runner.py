@@ -142,9 +142,9 @@ class GraphRunner:
     def _capture(self, packed: Packed) -> Step:
         numbers = self._numbers(packed)
         where = PagedInput.views(numbers, packed)
-        torch.cuda.current_stream(self._device).synchronize()
         graph = torch.cuda.CUDAGraph()
-        # Not torch.cuda.graph(): it would wait for all other lanes. Other threads may go on allocating.
+        # Not torch.cuda.graph(), nor any other wait: behind a long prefill on this stream, the one thread that
+        # feeds all lanes would starve decode. A capture only notes kernels. Other threads may go on allocating.
         graph.capture_begin(pool=self._graph_memory, capture_error_mode="thread_local")
         try:
             logits, picked = self._launch(where)

@@ -165,6 +165,30 @@ def test_prompts_and_mixed_batches_replay_graphs_too() -> None:
 
 
 @torch.inference_mode()
+def test_a_capture_waits_for_nothing_on_its_stream() -> None:
+    """A graph is captured behind a batch that still runs: the host goes on at once, and the tokens are right."""
+    from splitwiser_lab.model.runner import GraphRunner
+
+    lengths = [5, 130, 16]
+    plain, fast = model(torch.float32), model(torch.float32)
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        runner = GraphRunner(fast)
+        expected = plain.run(prefill_batch(lengths)).tolist()
+        runner.run(prefill_batch(lengths))
+        steps = [decode_batch([n + step for n in lengths], [PENDING] * 3) for step in range(3)]
+        runner.run(steps[0])  # kernel by kernel
+        torch.cuda._sleep(2_000_000_000)  # about a second
+        captured = runner.run(steps[1])
+        replayed = runner.run(steps[2])
+        assert not stream.query(), "the host waited for the stream"
+        for step in range(3):
+            expected = plain.run(decode_batch([n + step for n in lengths], expected)).tolist()
+    assert len(runner._steps) == 1 and replayed.tolist() == expected
+    assert captured.data_ptr() == replayed.data_ptr(), "the same graph wrote both"
+
+
+@torch.inference_mode()
 def test_sampled_tokens_are_those_of_the_plain_transformer() -> None:
     from splitwiser_lab.model.runner import GraphRunner
 
