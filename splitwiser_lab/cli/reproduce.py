@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.table import Table
 
-from splitwiser_lab.cli.common import Device, Json, app, console, named_modes, progress
+from splitwiser_lab.cli.common import Device, Json, app, console, named_modes, progress, shortened
 from splitwiser_lab.errors import SplitwiserError
+
+if TYPE_CHECKING:
+    from splitwiser_lab.pipelines.document import Reproduction
 
 
 @app.command()
@@ -28,14 +34,27 @@ def reproduce(
     device: Device = "auto",
     repeats: Annotated[int, typer.Option(help="Interleaved rounds.")] = 3,
     engine: Annotated[bool, typer.Option(help="Also run this package's engine on the same work.")] = True,
+    phase_seconds: Annotated[float, typer.Option(help="How long to watch each phase alone; 0: one pass.")] = 2.0,
+    only_phases: Annotated[bool, typer.Option("--only-phases", help="Watch each phase alone, and no more.")] = False,
+    join: Annotated[list[Path] | None, typer.Option(help="Run nothing: join files that --json wrote.")] = None,
     json_file: Json = None,
 ) -> None:
-    """Rerun the paper's experiment: every placement on the same work, interleaved, every token checked."""
-    from splitwiser_lab.pipelines.experiment import EXPERIMENTS
-    from splitwiser_lab.pipelines.reproduce import reproduce as run
+    """Rerun the paper's experiment: every placement on the same work, interleaved, every token checked.
 
+    Where one call would take too long, run it in parts (`--processes 2 --no-mps --json A.json`, ...) and make one
+    document of them: `reproduce --join A.json --join B.json --json ALL.json`.
+    """
+    if join:
+        from splitwiser_lab.pipelines.join import join_files
+
+        _tell(join_files(join), json_file)
+        return
     if pipeline != "hf":
         raise SplitwiserError(f"no pipeline {pipeline!r} can be reproduced: use 'hf'.")
+    from splitwiser_lab.pipelines.experiment import EXPERIMENTS
+    from splitwiser_lab.pipelines.reproduce import reproduce as run
+    from splitwiser_lab.pipelines.reproduce import reproduce_phases
+
     if scale not in EXPERIMENTS:
         raise SplitwiserError(f"unknown scale {scale!r}: use {' or '.join(EXPERIMENTS)}.")
     chosen = EXPERIMENTS[scale].with_knobs(
@@ -52,21 +71,70 @@ def reproduce(
         dtype=dtype,
     )
     with progress() as tell:
-        found = run(chosen, device=device, repeats=repeats, engine=engine, skip=not (mps or sm_shares), report=tell)
-    console.print(found.table())
-    if found.random_weights:
+        if only_phases:
+            found = reproduce_phases(chosen, device=device, phase_seconds=phase_seconds, report=tell)
+        else:
+            found = run(
+                chosen,
+                device=device,
+                repeats=repeats,
+                engine=engine,
+                skip=not (mps or sm_shares),
+                phase_seconds=phase_seconds,
+                report=tell,
+            )
+    _tell(found, json_file)
+    _explain_ncu(found)
+
+
+def _tell(found: Reproduction, json_file: Path | None) -> None:
+    """Print a document, and write it if asked to. Raises SplitwiserError when a token differs without a reason."""
+    for table in found.tables():
+        console.print(table)
+    if found.work.random_weights:
         console.print(
-            f"{chosen.model} has random weights: its times are those of the real model, its tokens mean nothing"
+            f"{found.work.model} has random weights: its times are those of the real model, its tokens mean nothing"
         )
-    for reason in dict.fromkeys(found.skipped.values()):
-        names = ", ".join(name for name, why in found.skipped.items() if why == reason)
-        console.print(f"left out: {names}: {reason}", markup=False, highlight=False)
+    for note in found.notes():
+        console.print(note, markup=False, highlight=False)
     if json_file:
         found.to_json(json_file)
     if found.unexplained:
         raise SplitwiserError(
-            f"tokens differ from generate in {', '.join(found.unexplained)}, and precision does not explain it."
+            f"tokens differ from the reference's in {', '.join(found.unexplained)}, and precision does not explain it."
         )
+
+
+def _explain_ncu(found: Reproduction) -> None:
+    """On a GPU, say how to have every kernel of a phase counted."""
+    if not str(found.origin["hardware"]["device"]).startswith("cuda"):
+        return
+    from splitwiser_lab.measure.ncu import ncu_command
+
+    w = found.work
+    words = ["--model", w.model, "--batch", str(w.batch), "--input", str(w.input_tokens), "--dtype", w.dtype]
+    console.print(
+        "To have each kernel counted (Nsight Compute, where the driver allows it), then `splitwiser-lab ncu FILE`:"
+    )
+    for phase in ("prefill", "decode"):
+        console.print(shlex.join(ncu_command(phase, f"{phase}.csv", words)), markup=False, highlight=False)
+
+
+@app.command()
+def ncu(
+    files: Annotated[list[Path], typer.Argument(help="CSV files that ncu wrote, by the command `reproduce` prints.")],
+    longest: Annotated[int, typer.Option(help="How many of the longest kernels to show.")] = 5,
+) -> None:
+    """Read what Nsight Compute counted: how much of the SMs and of the memory bandwidth each phase used."""
+    from splitwiser_lab.measure.ncu import read_ncu, summed
+
+    for file in files:
+        kernels = read_ncu(file)
+        table = Table("kernel", "µs", "SMs %", "DRAM bandwidth %", title=file.name)
+        for kernel in (summed(kernels), *sorted(kernels, key=lambda kernel: -kernel.seconds)[:longest]):
+            cells = (f"{1e6 * kernel.seconds:,.1f}", f"{kernel.sm_percent:.1f}", f"{kernel.dram_percent:.1f}")
+            table.add_row(shortened(kernel.name, 80), *cells)
+        console.print(table)
 
 
 def _numbers(what: str, text: str) -> tuple[int, ...]:

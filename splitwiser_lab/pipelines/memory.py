@@ -1,13 +1,16 @@
-"""Whether N processes fit into memory, with the sum that says so."""
+"""Whether N processes fit into memory, with the sum that says so, and what they took in the end."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import psutil
 import torch
 
 from splitwiser_lab.errors import HardwareError
+from splitwiser_lab.hardware import free_memory_bytes
 from splitwiser_lab.pipelines.kv import KVLayout
 from splitwiser_lab.pipelines.team import SLOTS
 
@@ -69,6 +72,19 @@ def need(
         tokens * hidden * _ACTIVATIONS * layout.dtype.itemsize,
         SLOTS * layout.nbytes(rows, prompt) if split else 0,
     )
+
+
+def private_bytes(pids: Iterable[int], device: str, free_before: int) -> int | None:
+    """What started processes hold beside the shared weights, after their first batches. None where it is not told.
+
+    On a CPU, what is theirs alone; on a GPU, what is gone of the `free_before` bytes, hand-off slots included.
+    """
+    if torch.device(device).type == "cuda":
+        return max(0, free_before - free_memory_bytes(device))
+    try:
+        return sum(int(psutil.Process(pid).memory_full_info().uss) for pid in pids)
+    except psutil.Error:
+        return None
 
 
 def _gib(nbytes: int) -> str:

@@ -8,129 +8,27 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, field
-from statistics import median
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from dataclasses import dataclass
+from typing import Any, Protocol, cast
 
 from splitwiser_lab.engine.engine import Engine
 from splitwiser_lab.errors import HardwareError, ModeError, ModelError, RequestError
-from splitwiser_lab.measure.compare import with_range
-from splitwiser_lab.measure.document import Document
+from splitwiser_lab.hardware import free_memory_bytes
 from splitwiser_lab.measure.peers import GeneratePeer
 from splitwiser_lab.measure.provenance import provenance
-from splitwiser_lab.measure.reference import Reference, TokenCheck
+from splitwiser_lab.measure.reference import Reference
 from splitwiser_lab.measure.workload import Workload
+from splitwiser_lab.pipelines.document import BASE, Reproduction, Row, Work
 from splitwiser_lab.pipelines.experiment import Experiment
 from splitwiser_lab.pipelines.huggingface import HuggingFacePipeline
+from splitwiser_lab.pipelines.memory import private_bytes
+from splitwiser_lab.pipelines.phase_figures import PhaseFigures
+from splitwiser_lab.pipelines.phase_profile import profile_phases
+from splitwiser_lab.pipelines.phases import PromptBatch
 from splitwiser_lab.pipelines.placement import Placement
 from splitwiser_lab.pipelines.result import PipelineResult
 
-if TYPE_CHECKING:
-    from rich.table import Table
-
-SCHEMA = "splitwiser-lab/reproduction/1"
-BASE = "sequential"
 _ENGINE_MODES = {"cpu": ("sequential", "processes"), "cuda": ("sequential", "streams")}
-_COLUMNS = {  # of the table: heading -> (figure, digits)
-    "output tok/s": ("output_throughput", 1),
-    "× sequential": ("over_sequential", 2),
-    "steady tok/s": ("steady_output_throughput", 1),
-    "TTFT p50 ms": ("median_ttft_ms", 0),
-    "ITL p50 ms": ("median_itl_ms", 1),
-    "hand-off ms": ("hand_off_write_ms", 1),
-    "overlap s": ("overlap_seconds", 2),
-    "start s": ("spawn_s", 1),
-}
-
-
-@dataclass
-class Row:
-    """One way to do the work: its figures in every round, and what its tokens were."""
-
-    name: str
-    output: int
-    samples: dict[str, list[float]] = field(default_factory=dict)
-    checks: list[TokenCheck] = field(default_factory=list)
-
-    @property
-    def tokens_identical(self) -> bool:
-        """Every token of every request in every round is that of `generate`."""
-        return all(check.identical for check in self.checks)
-
-    def add(self, figures: dict[str, Any]) -> None:
-        """Take the figures of one round, leaving out what was not measured."""
-        for name, value in figures.items():
-            if value is not None:
-                self.samples.setdefault(name, []).append(float(value))
-
-    def to_dict(self) -> dict[str, Any]:
-        """Medians over the rounds, with minimum and maximum in `spread`."""
-        return {
-            "name": self.name,
-            "output_tokens": self.output,
-            **{name: median(values) for name, values in self.samples.items()},
-            "tokens_identical": self.tokens_identical,
-            "differences": [str(check) for check in self.checks if not check.identical],
-            "repeats": len(self.samples["output_throughput"]),
-            "spread": {name: [min(values), max(values)] for name, values in self.samples.items()},
-        }
-
-
-@dataclass(frozen=True)
-class Reproduction(Document):
-    """What `reproduce` found. Print its `table`, or write it with `to_json`."""
-
-    experiment: Experiment
-    rows: list[Row]
-    skipped: dict[str, str]
-    random_weights: bool
-    dtype: str
-    origin: dict[str, Any]
-
-    @property
-    def unexplained(self) -> list[str]:
-        """Rows with a token that differs from that of `generate` where precision does not explain it."""
-        return [row.name for row in self.rows if not all(check.explained for check in row.checks)]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Everything measured, ready for JSON."""
-        e = self.experiment
-        return {
-            "schema": SCHEMA,
-            "pipeline": "hf",
-            "model": e.model,
-            "random_weights": self.random_weights,
-            "dtype": self.dtype,
-            "batch": e.batch,
-            "input_tokens": e.input,
-            "requests": e.requests,
-            "seed": e.seed,
-            "rows": [row.to_dict() for row in self.rows],
-            "skipped": self.skipped,
-            **self.origin,
-        }
-
-    def table(self) -> Table:
-        """One row per way to do the work, medians with the range over the rounds in brackets."""
-        from rich.table import Table
-
-        e = self.experiment
-        weights = "random weights of its shape" if self.random_weights else "real weights"
-        title = f"{e.model} ({weights}, {self.dtype}): {e.requests} requests of {e.input} tokens, batches of {e.batch}"
-        table = Table(title=title)
-        for heading in ("out", "", *_COLUMNS, "tokens"):
-            table.add_column(heading, justify="left" if heading in ("", "tokens") else "right")
-        for row in self.rows:
-            cells = [with_range(row.samples.get(name, []), digits) for name, digits in _COLUMNS.values()]
-            count = sum(not check.identical for check in row.checks)
-            tokens = "identical" if not count else f"{count} differ"
-            table.add_row(str(row.output), row.name, *(cell.replace(" (", "\n(") for cell in cells), tokens)
-        repeats = len(self.rows[0].samples["output_throughput"])
-        table.caption = (
-            f"median of {repeats} interleaved rounds (lowest–highest); starts are outside the timer, hand-offs inside; "
-            "tokens against transformers' generate on the same batches"
-        )
-        return table
 
 
 class _Runner(Protocol):
@@ -146,12 +44,14 @@ def reproduce(
     repeats: int = 3,
     engine: bool = True,
     skip: bool = True,
+    phase_seconds: float = 2.0,
     report: Callable[[str], None] = lambda _: None,
 ) -> Reproduction:
     """Run `experiment`: each output length, each placement, `repeats` times by turns after a warm-up of each.
 
     With `skip`, placements that cannot run here are left out, with the reason; else they raise ModeError.
-    `engine`: also run this package's engine. `report` is told what happens next.
+    `engine`: also run this package's engine. `phase_seconds`: how long each phase is first watched alone.
+    `report` is told what happens next.
     """
     if repeats < 1:
         raise RequestError(f"repeats={repeats}: measure at least once, better three times.")
@@ -159,6 +59,7 @@ def reproduce(
         report(f"loading {experiment.model}")
         first = stack.enter_context(HuggingFacePipeline.from_pretrained(experiment.model, device, experiment.dtype))
         judge = Reference(first.model())
+        phases = _phases_alone(first, experiment, phase_seconds, report)
         runners: dict[str, _Runner] = {"generate": _Generate(judge.model, experiment.batch)}
         skipped: dict[str, str] = {}
         for placement in experiment.placements:
@@ -175,8 +76,41 @@ def reproduce(
             except ModelError as error:
                 skipped["engine"] = str(error)
         turns = _Turns(runners, experiment, judge, skipped if skip else None, report)
-        rows = [row for output in experiment.outputs for row in turns.rows(output, repeats)]
-        return Reproduction(experiment, rows, skipped, first.random_weights, dtype, provenance(first.device))
+        rows = tuple(row for output in experiment.outputs for row in turns.rows(output, repeats))
+        return Reproduction("hf", _work(first, experiment), rows, skipped, provenance(first.device), phases)
+
+
+def reproduce_phases(
+    experiment: Experiment,
+    *,
+    device: str = "auto",
+    phase_seconds: float = 2.0,
+    report: Callable[[str], None] = lambda _: None,
+) -> Reproduction:
+    """Only watch each phase alone, for `phase_seconds` (0: one pass of each, which is what a profiler wants)."""
+    report(f"loading {experiment.model}")
+    with HuggingFacePipeline.from_pretrained(experiment.model, device, experiment.dtype) as first:
+        phases = _phases_alone(first, experiment, phase_seconds, report)
+        return Reproduction("hf", _work(first, experiment), (), {}, provenance(first.device), phases)
+
+
+def _work(first: HuggingFacePipeline, e: Experiment) -> Work:
+    dtype = str(first.layout.dtype).removeprefix("torch.")
+    return Work(e.model, first.random_weights, dtype, e.batch, e.input, e.requests, e.seed)
+
+
+def _phases_alone(
+    first: HuggingFacePipeline, e: Experiment, seconds: float, report: Callable[[str], None]
+) -> tuple[PhaseFigures, ...]:
+    """Both phases of the first batch; none where there is nothing to decode."""
+    output = max(e.outputs)
+    if output < 2:
+        return ()
+    report("watching each phase alone")
+    model = first.model()
+    prompts = tuple(tuple(prompt) for prompt in _prompts(e.workload(output).head(e.batch), model))
+    batch = PromptBatch(0, prompts, (output,) * len(prompts), (frozenset(),) * len(prompts))
+    return profile_phases(model, first.layout, first.device, batch, seconds)
 
 
 @dataclass(frozen=True)
@@ -195,17 +129,23 @@ class _Turns:
         prompts = _prompts(work, self.judge.model)
         self.report(f"{output} new tokens: asking transformers for the reference's tokens")
         _, expected = self.runners["generate"](work)
-        rows = {name: Row(name, output) for name in self.runners if self._warm_up(name, output)}
+        rows = {name: self._row(name, output) for name in self.runners if self._warm_up(name, output)}
         for number in range(repeats):
             for name, row in rows.items():
                 self.report(f"{output} new tokens: round {number + 1} of {repeats}, {name}")
                 figures, tokens = self.runners[name](work)
                 row.add(figures)
-                row.checks += map(self.judge.check, prompts, tokens, expected)
+                row.judge(map(self.judge.check, prompts, tokens, expected))
             base = rows[BASE].samples["output_throughput"][-1]
             for row in rows.values():
                 row.add({"over_sequential": row.samples["output_throughput"][-1] / base})
         return list(rows.values())
+
+    def _row(self, name: str, output: int) -> Row:
+        placement = {str(placement): placement for placement in self.experiment.placements}.get(name)
+        if placement is None:
+            return Row(name, output, name.partition(":")[0])
+        return Row(name, output, placement.mode, placement.processes, placement.mps)
 
     def _warm_up(self, name: str, output: int) -> bool:
         """Start and run it once. False when there is no room for it."""
@@ -245,12 +185,15 @@ class _Placed:
         shares = placement.sm_shares if placement.mps else None
         made = first.beside(placement.mode, placement.processes, placement.mps, sm_shares=shares)
         self._pipeline, self._batch = stack.enter_context(made), e.batch
-        self._spawn_s = 0.0  # of the last start, which was in a warm-up
+        self._start: dict[str, float | None] = {}  # what the last start cost, which was in a warm-up
 
     def __call__(self, workload: Workload) -> tuple[dict[str, Any], list[list[int]]]:
+        free = free_memory_bytes(self._pipeline.device)
         result: PipelineResult = self._pipeline.run(workload, self._batch)
-        self._spawn_s = max(result.spawn_s, default=self._spawn_s)
-        return {**result.figures(), "spawn_s": self._spawn_s}, result.tokens
+        if result.spawn_s:
+            held = private_bytes(self._pipeline.pids.values(), self._pipeline.device, free)
+            self._start = {"spawn_s": max(result.spawn_s), "private_gb": None if held is None else held / 1e9}
+        return {**result.figures(), **self._start}, result.tokens
 
 
 class _Engine:

@@ -12,9 +12,10 @@ from typer.testing import CliRunner
 
 from splitwiser_lab import HardwareError, ModeError, Workload, WorkloadError
 from splitwiser_lab.cli import app
-from splitwiser_lab.measure.reference import Reference, TokenCheck
+from splitwiser_lab.measure.reference import Reference
+from splitwiser_lab.pipelines.document import Reproduction
 from splitwiser_lab.pipelines.experiment import EXPERIMENTS
-from splitwiser_lab.pipelines.reproduce import Row, _Turns
+from splitwiser_lab.pipelines.reproduce import _Turns
 
 pytestmark = pytest.mark.timeout(180)
 run = CliRunner().invoke
@@ -58,20 +59,11 @@ def test_knobs_that_make_no_sense(knobs: dict[str, object], error: type[Exceptio
         EXPERIMENTS["paper"].with_knobs(**knobs)
 
 
-def test_a_row_reports_median_spread_and_differences() -> None:
-    row = Row("split × 2", 12, checks=[TokenCheck(), TokenCheck(3, 0.5, 0.1)])
-    for rate in (10.0, 30.0, 20.0):
-        row.add({"output_throughput": rate, "steady_output_throughput": None})
-    found = row.to_dict()
-    assert found["output_throughput"] == 20.0 and found["spread"]["output_throughput"] == [10.0, 30.0]
-    assert not found["tokens_identical"] and len(found["differences"]) == 1 and found["repeats"] == 3
-    assert "steady_output_throughput" not in found, "not measured"
-
-
 def test_the_command_prints_and_writes(tmp_path: Path, no_process_left: None) -> None:
     build("llama").save_pretrained(tmp_path / "tiny")
     words = ["reproduce", "--model", str(tmp_path / "tiny"), "--device", "cpu", "--mode", "split", "--processes", "2"]
     words += ["--batch", "2", "--input", "20", "--output", "4,6", "--requests", "5", "--repeats", "2"]
+    words += ["--phase-seconds", "0.3"]
     result = run(app, [*words, "--json", str(tmp_path / "r.json")])
     assert result.exit_code == 0, result.output
     found = json.loads((tmp_path / "r.json").read_text())
@@ -83,7 +75,25 @@ def test_the_command_prints_and_writes(tmp_path: Path, no_process_left: None) ->
     split = found["rows"][2]
     assert split["hand_off_write_ms"] > 0 and split["hand_off_bytes"] > 0 and split["spawn_s"] > 0
     assert found["hardware"]["cores"] and found["versions"]["transformers"] and found["commit"]
-    assert "split × 2" in result.stdout and "identical" in result.stdout
+    assert split["mode"] == "split" and split["private_gb"] > 0
+    assert "split × 2" in result.stdout and "identical" in result.stdout and "so that it can gain" in result.stdout
+    prefill, decode = found["phases"]
+    assert prefill["tokens_per_s"] == pytest.approx(2 * 20 / prefill["seconds"])
+    assert decode["tokens"] == 23 and len(decode["samples_s"]) % 5 == 0, "whole runs of 6 tokens: 5 steps each"
+    layers, heads, dim = 2, 2, 8
+    assert [phase["kv_bytes"] for phase in found["phases"]] == [2 * layers * 2 * heads * n * dim * 4 for n in (20, 25)]
+    assert prefill["memory_gb"] > 0 and "only a GPU" in prefill["missing"]["SMs at work"]
+    assert json.loads(Reproduction.load(tmp_path / "r.json").to_json()) == found
+
+
+def test_only_the_phases(tmp_path: Path) -> None:
+    build("llama").save_pretrained(tmp_path / "tiny")
+    words = ["reproduce", "--model", str(tmp_path / "tiny"), "--device", "cpu", "--only-phases", "--phase-seconds", "0"]
+    words += ["--batch", "2", "--input", "20", "--output", "4"]
+    result = run(app, [*words, "--json", str(tmp_path / "r.json")])
+    assert result.exit_code == 0, result.output
+    found = json.loads((tmp_path / "r.json").read_text())
+    assert not found["rows"] and [len(phase["samples_s"]) for phase in found["phases"]] == [1, 3], "one pass of each"
 
 
 @pytest.mark.parametrize(
@@ -112,6 +122,7 @@ def test_what_has_no_room_is_left_out_with_its_reason() -> None:
     runners = {"generate": works, "sequential": works, "replicas × 8": has_no_room}
     skipped: dict[str, str] = {}
     rows = _Turns(runners, experiment, Reference(model_of("llama")), skipped, lambda _: None).rows(1, repeats=2)
+    assert [row.mode for row in rows] == ["generate", "sequential"]
     assert [row.name for row in rows] == ["generate", "sequential"]
     assert rows[1].samples["over_sequential"] == [1.0, 1.0]
     assert skipped == {"replicas × 8, 1 new tokens": "8 × 1 GiB, and 2 GiB are free"}

@@ -1,0 +1,268 @@
+"""What a reproduction leaves behind: one row for each way to do the work, where it ran, and what it means in words.
+
+Both pipelines write this document. It knows neither of them, and reads back what it wrote, so that parts that
+were run one by one can be joined and notebooks can show recordings.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+from splitwiser_lab.errors import RecordingError
+from splitwiser_lab.measure.compare import with_range
+from splitwiser_lab.measure.document import Document
+from splitwiser_lab.measure.reference import TokenCheck
+from splitwiser_lab.pipelines.ceiling import Ceiling
+from splitwiser_lab.pipelines.phase_figures import PhaseFigures, missing_reasons, phase_rows
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+SCHEMA = "splitwiser-lab/reproduction/1"
+BASE = "sequential"  # the row that the others are compared with
+ORIGIN = ("hardware", "versions", "command", "commit", "time_utc")  # of where and how it was measured
+_COLUMNS = {  # of the table: heading -> (figure, digits)
+    "output tok/s": ("output_throughput", 1),
+    "× sequential": ("over_sequential", 2),
+    "steady": ("steady_output_throughput", 1),
+    "TTFT p50 ms": ("median_ttft_ms", 0),
+    "ITL p50 ms": ("median_itl_ms", 1),
+    "hand-off ms": ("hand_off_write_ms", 1),
+    "overlap s": ("overlap_seconds", 1),
+    "start s": ("spawn_s", 1),
+    "private GB": ("private_gb", 1),
+}
+
+
+@dataclass(frozen=True)
+class Work:
+    """The work that every row did: `requests` prompts of `input_tokens` random tokens, in batches of `batch`."""
+
+    model: str
+    random_weights: bool
+    dtype: str
+    batch: int
+    input_tokens: int
+    requests: int
+    seed: int
+
+    @property
+    def batches(self) -> int:
+        """How many batches that makes."""
+        return -(-self.requests // self.batch)
+
+    def __str__(self) -> str:
+        weights = "random weights of its shape" if self.random_weights else "real weights"
+        return (
+            f"{self.model} ({weights}, {self.dtype}): {self.requests} requests of {self.input_tokens} tokens, "
+            f"batches of {self.batch}"
+        )
+
+
+@dataclass
+class Row:
+    """One way to do the work: its figures in every round, and what its tokens were.
+
+    `mode` is that of the pipeline; `generate` or `engine` for what runs beside it. `differences` says for each
+    request of each round whose tokens differ where and how far, `unexplained` how many of these precision does
+    not explain.
+    """
+
+    name: str
+    output: int
+    mode: str = ""
+    processes: int = 1
+    mps: bool = False
+    samples: dict[str, list[float]] = field(default_factory=dict)
+    differences: list[str] = field(default_factory=list)
+    unexplained: int = 0
+
+    @property
+    def tokens_identical(self) -> bool:
+        """Every token of every request in every round is the reference's."""
+        return not self.differences
+
+    @property
+    def repeats(self) -> int:
+        """Rounds that were measured."""
+        return len(self.samples.get("output_throughput", []))
+
+    def add(self, figures: dict[str, Any]) -> None:
+        """Take the figures of one round, leaving out what was not measured."""
+        for name, value in figures.items():
+            if value is not None:
+                self.samples.setdefault(name, []).append(float(value))
+
+    def judge(self, checks: Iterable[TokenCheck]) -> None:
+        """Take what a round's tokens were found to be, one check a request."""
+        for check in checks:
+            if not check.identical:
+                self.differences.append(str(check))
+                self.unexplained += not check.explained
+
+    def figure(self, name: str) -> float | None:
+        """The median of a figure over the rounds; None where it was not measured."""
+        values = self.samples.get(name)
+        return median(values) if values else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Medians over the rounds, minimum and maximum in `spread`, and every round in `samples`."""
+        return {
+            **{"name": self.name, "output_tokens": self.output},
+            **{"mode": self.mode, "processes": self.processes, "mps": self.mps},
+            **{name: median(values) for name, values in self.samples.items()},
+            "tokens_identical": self.tokens_identical,
+            "differences": self.differences,
+            "unexplained": self.unexplained,
+            "repeats": self.repeats,
+            "spread": {name: [min(values), max(values)] for name, values in self.samples.items()},
+            "samples": self.samples,
+        }
+
+    @classmethod
+    def from_dict(cls, raw: dict[str, Any]) -> Row:
+        """Read back what `to_dict` gave."""
+        kept = {name: raw[name] for name in ("name", "mode", "processes", "mps", "differences", "unexplained")}
+        return cls(output=raw["output_tokens"], samples=raw["samples"], **kept)
+
+
+@dataclass(frozen=True)
+class Reproduction(Document):
+    """What `reproduce` found. Print its `table` and `notes`, or write it with `to_json`.
+
+    `skipped` says what could not run, and why; `phases` is what each phase does alone; `parts` are the origins
+    of the documents that were joined into this one (none: it was measured in one piece).
+    """
+
+    pipeline: str
+    work: Work
+    rows: tuple[Row, ...]
+    skipped: dict[str, str]
+    origin: dict[str, Any]
+    phases: tuple[PhaseFigures, ...] = ()
+    parts: tuple[dict[str, Any], ...] = ()
+
+    @property
+    def unexplained(self) -> list[str]:
+        """Rows with a token that differs from the reference's where precision does not explain it."""
+        return [row.name for row in self.rows if row.unexplained]
+
+    def row(self, name: str, output: int) -> Row | None:
+        """The row of this name and output length, if there is one."""
+        return next((row for row in self.rows if (row.name, row.output) == (name, output)), None)
+
+    def ceiling(self, row: Row) -> Ceiling | None:
+        """The most that a row of mode `split` can gain over taking turns; None for others, or without the times."""
+        base = self.row(BASE, row.output)
+        if row.mode != "split" or base is None:
+            return None
+        prefill_s, decode_s = base.figure("prefill_seconds"), base.figure("decode_seconds")
+        if not prefill_s or not decode_s:
+            return None
+        return Ceiling(prefill_s, decode_s, row.processes, self.work.batches)
+
+    def notes(self) -> list[str]:
+        """What the table means, in sentences: what `split` could gain and got, and what `replicas` got beside it."""
+        found = []
+        for row in self.rows:
+            gain, ceiling = row.figure("over_sequential"), self.ceiling(row)
+            if gain is None or ceiling is None:
+                continue
+            other = self.row(row.name.replace("split", "replicas"), row.output)
+            beside = other.figure("over_sequential") if other else None
+            rival = f" {other.name} got {beside:.2f}, bound by no phase." if other and beside else ""
+            found.append(f"{row.output} new tokens, {row.name}: {gain:.2f} × sequential; {ceiling}.{rival}")
+        return found
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything measured, ready for JSON."""
+        rows = []
+        for row in self.rows:
+            ceiling = self.ceiling(row)
+            rows.append(row.to_dict() | ({"ceiling": ceiling.to_dict()} if ceiling else {}))
+        return {
+            "schema": SCHEMA,
+            "pipeline": self.pipeline,
+            **asdict(self.work),
+            "rows": rows,
+            "skipped": self.skipped,
+            "phases": [phase.to_dict() for phase in self.phases],
+            "parts": list(self.parts),
+            **self.origin,
+        }
+
+    @classmethod
+    def load(cls, path: str | Path) -> Reproduction:
+        """Read what `to_json` wrote. Raises RecordingError when the file is something else, or damaged."""
+        try:
+            raw = json.loads(Path(path).read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise RecordingError(f"{path} is not JSON ({error}): give a file that `reproduce --json` wrote.") from error
+        schema = raw.get("schema") if isinstance(raw, dict) else None
+        if schema != SCHEMA:
+            raise RecordingError(
+                f"{path} has schema {schema!r}, not {SCHEMA!r}: give a file that `reproduce --json` wrote."
+            )
+        try:
+            return cls(
+                raw["pipeline"],
+                Work(**{name: raw[name] for name in Work.__dataclass_fields__}),
+                tuple(Row.from_dict(row) for row in raw["rows"]),
+                raw["skipped"],
+                {name: raw[name] for name in ORIGIN},
+                tuple(PhaseFigures.from_dict(phase) for phase in raw["phases"]),
+                tuple(raw["parts"]),
+            )
+        except (KeyError, TypeError) as error:
+            raise RecordingError(f"{path} is damaged or cut off ({error!r}): record it anew.") from error
+
+    def table_rows(self) -> list[dict[str, Any]]:
+        """One row per way to do the work, medians with the range over the rounds in brackets; for any table."""
+        rows = []
+        for row in self.rows:
+            cells: dict[str, Any] = {"": row.name, "out": row.output}
+            for heading, (figure, digits) in _COLUMNS.items():
+                cells[heading] = _cell(row.samples.get(figure, []), digits)
+                if heading == "× sequential":
+                    ceiling = self.ceiling(row)
+                    cells["at most"] = f"{ceiling.run:.2f}" if ceiling else "n/a"
+            count = len(row.differences)
+            rows.append(cells | {"tokens": "identical" if not count else f"{count} differ"})
+        return rows
+
+    def tables(self) -> list[Table]:
+        """For a terminal: the rows, and what each phase does alone; columns with nothing in them are left out."""
+        rounds = max((row.repeats for row in self.rows), default=0)
+        caption = (
+            f"median of {rounds} interleaved rounds (lowest–highest); starts are outside the timer, hand-offs inside; "
+            "tokens against the reference's on the same batches"
+        )
+        missing = "".join(f"; {reason}" for reason in missing_reasons(self.phases))
+        alone = f"each phase of one batch alone, ms as median (lowest–highest){missing}"
+        tables = [(self.table_rows(), f"{self.pipeline}: {self.work}", caption), (phase_rows(self.phases), "", alone)]
+        return [_table(rows, title, caption) for rows, title, caption in tables if rows]
+
+
+def _cell(values: list[float], digits: int) -> str:
+    """Median and range in a few digits; one number where there is no range to see."""
+    digits = 0 if values and max(values) >= 1000 else digits
+    same = len({f"{value:.{digits}f}" for value in values}) == 1
+    return with_range(values[:1] if same else values, digits)
+
+
+def _table(rows: list[dict[str, Any]], title: str, caption: str) -> Table:
+    from rich.table import Table
+
+    table = Table(title=title, caption=caption)
+    lines = [{heading: str(cell) for heading, cell in row.items()} for row in rows]
+    headings = [heading for heading in lines[0] if {line[heading] for line in lines} != {"n/a"}]
+    for heading in headings:
+        table.add_column(heading, justify="left" if heading in ("", "alone", "tokens") else "right")
+    for line in lines:
+        table.add_row(*(line[heading].replace(" (", "\n(") for heading in headings))
+    return table
