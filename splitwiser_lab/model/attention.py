@@ -177,6 +177,7 @@ def _gather(pages: torch.Tensor, index: torch.Tensor, place: int) -> torch.Tenso
     need = index.numel() * rows.shape[1]
     kept, key = _workspace.kept, (pages.dtype, place)
     if key not in kept or kept[key].numel() < need:
-        kept[key] = torch.empty(2 * need, dtype=pages.dtype)
+        with torch.inference_mode(False):  # a caller in that mode must not leave memory that only it can write to
+            kept[key] = torch.empty(2 * need, dtype=pages.dtype)
     out = kept[key][:need].view(index.numel(), rows.shape[1])
     return torch.index_select(rows, 0, index, out=out).view(-1, *pages.shape[2:])

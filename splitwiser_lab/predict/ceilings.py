@@ -83,7 +83,6 @@ def timed(run: Callable[[], object], device: str, repeats: int = _REPEATS) -> li
     return seconds[1:]
 
 
-@torch.inference_mode()
 def _read_rate(device: str) -> float:
     wanted = _READ_BYTES[torch.device(device).type]
     nbytes = min(wanted, hardware.free_memory_bytes(device) // 4)
@@ -91,7 +90,6 @@ def _read_rate(device: str) -> float:
     return nbytes / min(timed(buffer.sum, device))
 
 
-@torch.inference_mode()
 def _product_rate(device: str, dtype: torch.dtype) -> float:
     side = _SIDE[torch.device(device).type]
     a, b = (torch.rand(side, side, device=device).to(dtype) for _ in range(2))

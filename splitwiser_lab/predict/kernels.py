@@ -68,7 +68,6 @@ class Kernels:
         return self.products[0][1] * weights
 
 
-@torch.inference_mode()
 def measure_kernels(config: ModelConfig, device: str = "auto", dtype: str = "auto") -> Kernels:
     """Time each kind of kernel on `device` for a model of this shape. Raises HardwareError as `measure_ceilings`."""
     where = hardware.choose_device(device).value

@@ -12,6 +12,7 @@ from tiny_models import FAMILIES, build, expected, generated, prompts_of, tiny
 
 from splitwiser_lab import Engine
 from splitwiser_lab.engine.request import Sampling
+from splitwiser_lab.model import attention
 from splitwiser_lab.model.sampling import sample
 
 MODES: dict[str, dict[str, Any]] = {
@@ -130,3 +131,11 @@ def test_an_engine_made_in_inference_mode_works_outside_of_it_and_the_other_way_
         assert engine.generate(prompts, 6).tokens == expected("llama", prompts, 6)
         with torch.inference_mode():
             assert engine.generate(prompts, 6).tokens == expected("llama", prompts, 6)
+
+
+def test_memory_that_attention_keeps_is_writable_whoever_asked_for_it_first(make_engine: MakeEngine, monkeypatch):
+    monkeypatch.setattr(attention, "_workspace", attention._Workspace())
+    engine, prompts = make_engine(), prompts_of(5, 9)
+    with torch.inference_mode():
+        engine.generate(prompts, 6)
+    assert engine.generate(prompts, 6).tokens == expected("llama", prompts, 6)
