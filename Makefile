@@ -1,6 +1,6 @@
 # Every target does its own set-up (bootstrap.py, into .venv); pass arguments on with ARGS: make test ARGS="-k pool"
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-colab picture lab vllm lint format clean distclean
+.PHONY: help setup demo test test-colab test-vllm picture lab vllm lint format clean distclean
 
 PYTHON ?= $(shell command -v python3 || command -v python3.13 || command -v python3.12 || command -v python3.11 || echo python3)
 BIN := .venv/bin
@@ -27,6 +27,9 @@ test-colab: setup .venv-colab/ready  ## the lab's tests and notebook 04 with Col
 	@.venv-colab/bin/python -m pip install --progress-bar off --quiet --no-deps --no-build-isolation -e .
 	@touch $@
 
+test-vllm: vllm  ## the vLLM pipeline with real vLLM on this machine's CPU: tokens equal in every mode
+	@SPLITWISER_LAB_NEED_VLLM=1 $(BIN)/python -m pytest tests/vllm $(ARGS)
+
 picture: setup  ## the README's picture of the live lab, taken by the browser that tests it
 	@$(BIN)/python -m pytest tests/browser $(ARGS)
 	@cp reports/browser/live.png data/pictures/live.png
@@ -34,7 +37,7 @@ picture: setup  ## the README's picture of the live lab, taken by the browser th
 lab: setup  ## JupyterLab with the first notebook, on this machine only
 	@$(BIN)/splitwiser-lab lab $(ARGS)
 
-vllm: setup .venv-vllm/ready  ## vLLM's CPU build in an environment of its own (3.5 GB), for its row in the bench
+vllm: setup .venv-vllm/ready  ## vLLM's CPU build in an environment of its own (3.5 GB), for its pipeline and its row in the bench
 
 # torch first and pinned: vLLM's own pin would bring CUDA. torchvision and others need that CUDA, and nothing here needs them.
 .venv-vllm/ready:

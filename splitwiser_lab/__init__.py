@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from splitwiser_lab.measure.workload import Workload
     from splitwiser_lab.metrics import Metrics
     from splitwiser_lab.pipelines.huggingface import HuggingFacePipeline
+    from splitwiser_lab.pipelines.vllm.pipeline import VllmPipeline
     from splitwiser_lab.timeline import Timeline
 
 __version__ = "0.1.0"
@@ -35,6 +36,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "Engine": "engine.engine",
     "HuggingFacePipeline": "pipelines.huggingface",
+    "VllmPipeline": "pipelines.vllm.pipeline",
     "supported_modes": "engine.modes",
     "compare": "measure.compare",
     "doctor": "measure.doctor",
@@ -67,6 +69,7 @@ __all__ = [
     "RequestError",
     "SplitwiserError",
     "Timeline",
+    "VllmPipeline",
     "Workload",
     "WorkloadError",
     "compare",

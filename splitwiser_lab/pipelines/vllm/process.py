@@ -1,0 +1,127 @@
+"""One engine's process: started with vLLM's own Python, asked by lines of JSON, ended with all its children."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import tempfile
+from collections.abc import Mapping, Sequence
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from splitwiser_lab.errors import LaneError, ModeError
+from splitwiser_lab.lanes.child import Child
+from splitwiser_lab.lanes.mps import MpsShare
+from splitwiser_lab.measure.peers import find_vllm
+
+PROGRAM = Path(__file__).with_name("engine_side") / "run_engine.py"
+VERSIONS = ((0, 24), (0, 32))  # oldest and newest that were tried
+_SAID_LINES = 8
+
+
+def vllm_python(given: str | None) -> str:
+    """The Python that runs vLLM. Raises ModeError, which says how to get one."""
+    found = find_vllm(given)
+    if found is None:
+        raise ModeError(
+            "the vLLM pipeline needs vLLM, which lives in an environment of its own: `make vllm` sets one up for a CPU "
+            "(3.5 GB); or give the Python of an environment that has vLLM, by vllm_python or --vllm."
+        )
+    return found
+
+
+def check_version(version: str, python: str) -> None:
+    """Raise ModeError for a version of vLLM that nobody has tried with this pipeline."""
+    (oldest, newest), parts = VERSIONS, version.split(".")
+    with contextlib.suppress(ValueError, IndexError):
+        if oldest <= (int(parts[0]), int(parts[1])) <= newest:
+            return
+    known = " to ".join(f"{major}.{minor}" for major, minor in VERSIONS)
+    raise ModeError(
+        f"{python} has vLLM {version}, and this pipeline knows {known}: set up one of these in an environment of its "
+        "own (`make vllm` does so for a CPU)."
+    )
+
+
+class EngineProcess(Child):
+    """A running engine and this end of its socket. What it prints goes to a file that errors quote."""
+
+    def __init__(
+        self,
+        name: str,
+        python: str,
+        environment: Mapping[str, str],
+        inherited: Sequence[int] = (),
+        share: MpsShare | None = None,
+    ) -> None:
+        """Start it; with `share`, as a client of an MPS daemon. Raises LaneError, or ModeError without that Python."""
+        self._who, self._share, self._ended = f"vLLM's {name}", share, False
+        around = {**environment, **(share.enter() if share else {})}
+        self._output = tempfile.TemporaryFile()  # noqa: SIM115 - it goes with this object
+        ours, theirs = socket.socketpair()
+        with theirs:
+            fds = [theirs.fileno(), *([share.lifeline] if share else [])]
+            try:  # in a process group of its own: Ctrl-C is for the parent, and all of it can be ended at once
+                self._process = subprocess.Popen(
+                    [python, str(PROGRAM), *map(str, fds)],
+                    pass_fds=[*fds, *inherited],
+                    env=_without_our_modules(around),
+                    stdin=subprocess.DEVNULL,
+                    stdout=self._output,
+                    stderr=self._output,
+                    process_group=0,
+                )
+            except OSError as error:
+                ours.close()
+                if share:
+                    share.leave()
+                raise ModeError(f"vLLM's Python {python!r} cannot be started: {error}. See `make vllm`.") from error
+        self.connection = Connection(ours.detach())
+
+    def ask(self, message: dict[str, Any]) -> None:
+        """Send a message; a process that has gone is noticed by the next `hear`."""
+        with contextlib.suppress(OSError):
+            self.connection.send_bytes(json.dumps(message).encode())
+
+    def hear(self) -> dict[str, Any]:
+        """The next message. Raises LaneError when the process failed or died, with vLLM's own words."""
+        try:
+            message: dict[str, Any] = json.loads(self.connection.recv_bytes())
+        except (EOFError, OSError):
+            raise LaneError(
+                f"{self.how_it_ended()}. Its requests are lost and the run with it; the next run starts new "
+                f"processes. It said: {self._said()}"
+            ) from None
+        if message["kind"] == "failure":
+            raise LaneError(f"{self._who} failed: {message['error']}\n{message['text']}")
+        return message
+
+    def end(self) -> None:
+        """End it and whatever it started. Ending twice does nothing."""
+        if self._ended:
+            return
+        super().end()
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        if not self._output.closed:
+            self._words = self._tail()
+            self._output.close()
+
+    def _said(self) -> str:
+        return (getattr(self, "_words", "") if self._output.closed else self._tail()) or "nothing"
+
+    def _tail(self) -> str:
+        self._output.seek(0)
+        lines = self._output.read().decode(errors="replace").splitlines()
+        return "\n".join(line for line in lines if line.strip()[:1] not in ("", "^"))[-2000:] if lines else ""
+
+
+def _without_our_modules(around: Mapping[str, str]) -> dict[str, str]:
+    """This environment for another Python: without our packages, and without anybody's size of the KV cache."""
+    hidden = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "VLLM_CPU_KVCACHE_SPACE")
+    return {**{name: value for name, value in os.environ.items() if name not in hidden}, **around}

@@ -1,0 +1,162 @@
+"""What engines said of their steps, as requests, spans and hand-offs under this package's names.
+
+vLLM's request metrics give when a request was scheduled and when its first and last token came; tokens between
+them have the end of their engine's step. vLLM says nothing of the tokens in a step: a prompt's are spread evenly
+over the steps from its scheduling to its first token. Nor does it say which request a hand-off's seconds went
+to: those of a step are divided by the blocks of its prompts.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from statistics import median
+from typing import Any
+
+from splitwiser_lab.engine.request import Request
+from splitwiser_lab.pipelines.result import HandOff, PipelineResult
+from splitwiser_lab.pipelines.vllm.dispatch import Step
+from splitwiser_lab.pipelines.vllm.placement import VllmPlacement
+from splitwiser_lab.pipelines.vllm.team import EngineFacts
+from splitwiser_lab.timeline import ModeChange, Span, SpanPhase, Timeline
+
+
+@dataclass(frozen=True)
+class VllmHandOff(HandOff):
+    """One request's way; `load_s` seconds to read them, `tokens` found, and those that decode computed again."""
+
+    load_s: float = 0.0
+    tokens: int = 0
+    recomputed: int = 0
+
+
+@dataclass(frozen=True)
+class VllmResult(PipelineResult):
+    """Result of vLLM engines: as a pipeline's, with vLLM's version and the tokens that each KV cache holds."""
+
+    engines: tuple[EngineFacts, ...] = ()
+
+    def figures(self) -> dict[str, float | None]:
+        """All figures of the run, flat, ready for JSON."""
+        hand_offs = [h for h in self.hand_offs if isinstance(h, VllmHandOff)]
+        return {
+            **super().figures(),
+            "hand_off_load_ms": 1e3 * median(h.load_s for h in hand_offs) if hand_offs else None,
+            "recomputed_tokens": float(sum(h.recomputed for h in hand_offs)) if hand_offs else None,
+            "preemptions": float(sum(request.preemptions for request in self.timeline.requests)),
+            "kv_tokens": float(sum(engine.kv_tokens for engine in self.engines)),
+        }
+
+
+@dataclass
+class _Lane:
+    """The steps of one engine."""
+
+    starts: list[float] = field(default_factory=list)
+    ends: list[float] = field(default_factory=list)
+    decoded: list[int] = field(default_factory=list)
+    prefilled: list[int] = field(default_factory=list)
+    prompts: list[int] = field(default_factory=list)  # requests whose prompt was in the step
+
+    def prefill(self, scheduled: float, first_step: int, tokens: int) -> None:
+        """Spread a prompt's computed tokens over its steps."""
+        begin = min(first_step, max(0, bisect_right(self.starts, scheduled) - 1))
+        count = first_step - begin + 1
+        for number, step in enumerate(range(begin, first_step + 1)):
+            self.prefilled[step] += tokens * (number + 1) // count - tokens * number // count
+            self.prompts[step] += 1
+
+
+@dataclass
+class _Moved:
+    """A request's hand-off as far as it is known."""
+
+    nbytes: int = 0
+    write_s: float = 0.0
+    written: float = 0.0
+    load_s: float = 0.0
+
+
+class Progress:
+    """Folds the steps of engines into requests, spans and hand-offs while a run goes on."""
+
+    def __init__(self, requests: Sequence[Request], placement: VllmPlacement, block_size: int) -> None:
+        self._requests, self._placement, self._block_size = requests, placement, block_size
+        self._mode = placement.mode
+        self._parts = {role.name: role.part for role in placement.roles}
+        self._lanes = {role.name: _Lane() for role in placement.roles}
+        self._first_steps: dict[tuple[str, int], int] = {}
+        self._moved: dict[int, _Moved] = {}
+        self.hand_offs: list[VllmHandOff] = []
+
+    def listen(self, engine: str, step: Step) -> None:
+        """Take one step of an engine."""
+        lane, number = self._lanes[engine], len(self._lanes[engine].ends)
+        new = [int(name) for name, _ in step["tokens"] if (engine, int(name)) not in self._first_steps]
+        self._first_steps.update({(engine, index): number for index in new})
+        lane.starts.append(step["start"])
+        lane.ends.append(step["end"])
+        decoding = self._parts[engine] == "decode"
+        lane.decoded.append(len(step["tokens"]) - (0 if decoding else len(new)))
+        lane.prefilled.append(0)
+        lane.prompts.append(0)
+        for name, tokens in step["tokens"]:
+            request = self._requests[int(name)]
+            request.output += tokens
+            request.token_times += [step["end"]] * len(tokens)
+        self._note_moves(step, new)
+        for end in step["finished"]:
+            self._end(engine, lane, end)
+
+    def _note_moves(self, step: Step, new: list[int]) -> None:
+        """Divide what a step moved among the requests whose first token there came with it, by blocks."""
+        blocks = {i: self._placement.blocks_moved(len(self._requests[i].prompt), self._block_size) for i in new}
+        for index, count in blocks.items():
+            moved, part = self._moved.setdefault(index, _Moved()), count / max(1, sum(blocks.values()))
+            moved.written = moved.written or step["end"]  # by the first of its engines
+            for what, nbytes, seconds in step["moved"]:
+                if what == "save":
+                    moved.nbytes, moved.write_s = round(nbytes * part), seconds * part
+                else:
+                    moved.load_s = seconds * part
+
+    def _end(self, engine: str, lane: _Lane, end: dict[str, Any]) -> None:
+        index, part = int(end["id"]), self._parts[engine]
+        request = self._requests[index]
+        cached, known = end["cached"], len(request.prompt)
+        lane.prefill(end["scheduled"], self._first_steps[engine, index], known - cached)
+        request.preemptions += end["preemptions"]
+        if part == "decode":
+            request.token_times[1], request.token_times[-1] = end["first"], end["last"]
+            moved = self._moved[index]
+            request.hand_off = moved.written
+            waited = max(0.0, end["scheduled"] - moved.written)
+            self.hand_offs.append(
+                VllmHandOff(index, moved.nbytes, moved.write_s, waited, moved.load_s, cached, known - cached)
+            )
+        else:
+            request.scheduled = end["scheduled"]
+            request.token_times[0], request.token_times[-1] = end["first"], end["last"]
+        if part != "prefill" or end["reason"] == "stop" or request.sampling.max_new_tokens == 1:
+            request.finish(end["reason"], request.token_times[-1])
+
+    def timeline(self, origin: float, options: dict[str, Any]) -> Timeline:
+        """All that happened, on a clock that starts with the run."""
+        spans = [span for name, lane in self._lanes.items() for span in self._spans(name, lane, origin)]
+        records = tuple(request.record(origin) for request in self._requests)
+        modes = (ModeChange(0.0, self._mode, options),)
+        return Timeline(tuple(sorted(spans, key=lambda span: span.end)), records, modes)
+
+    def _spans(self, name: str, lane: _Lane, origin: float) -> list[Span]:
+        spans = []
+        for start, end, prefilled, decoded, prompts in zip(
+            lane.starts, lane.ends, lane.prefilled, lane.decoded, lane.prompts, strict=True
+        ):
+            if prefilled or decoded:
+                phase: SpanPhase = "mixed" if prefilled and decoded else "prefill" if prefilled else "decode"
+                among = prompts if self._parts[name] != "decode" else 0
+                spans.append(
+                    Span(name, phase, start - origin, end - origin, prefilled, decoded, decoded + among, self._mode)
+                )
+        return spans
