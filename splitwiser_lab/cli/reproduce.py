@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @app.command()
 def reproduce(
-    pipeline: Annotated[str, typer.Option(help="hf: the paper's Hugging Face pipeline, truly split.")] = "hf",
+    pipeline: Annotated[str, typer.Option(help="hf: the paper's Hugging Face pipeline, truly split; vllm.")] = "hf",
     scale: Annotated[str, typer.Option(help="small (two minutes on two cores) or paper (meant for a GPU).")] = "small",
     mode: Annotated[str, typer.Option(help="replicas, split; comma-separated. Empty: as the scale has it.")] = "",
     processes: Annotated[str, typer.Option(help="Numbers of processes, comma-separated.")] = "",
@@ -36,6 +36,7 @@ def reproduce(
     engine: Annotated[bool, typer.Option(help="Also run this package's engine on the same work.")] = True,
     phase_seconds: Annotated[float, typer.Option(help="How long to watch each phase alone; 0: one pass.")] = 2.0,
     only_phases: Annotated[bool, typer.Option("--only-phases", help="Watch each phase alone, and no more.")] = False,
+    vllm: Annotated[str | None, typer.Option(help="The Python of an environment with vLLM.")] = None,
     join: Annotated[list[Path] | None, typer.Option(help="Run nothing: join files that --json wrote.")] = None,
     json_file: Json = None,
 ) -> None:
@@ -49,15 +50,17 @@ def reproduce(
 
         _tell(join_files(join), json_file)
         return
-    if pipeline != "hf":
-        raise SplitwiserError(f"no pipeline {pipeline!r} can be reproduced: use 'hf'.")
+    if pipeline not in ("hf", "vllm"):
+        raise SplitwiserError(f"no pipeline {pipeline!r} can be reproduced: use 'hf' or 'vllm'.")
     from splitwiser_lab.pipelines.experiment import EXPERIMENTS
     from splitwiser_lab.pipelines.reproduce import reproduce as run
     from splitwiser_lab.pipelines.reproduce import reproduce_phases
+    from splitwiser_lab.pipelines.vllm.experiment import VLLM_EXPERIMENTS
+    from splitwiser_lab.pipelines.vllm.reproduce import reproduce_vllm
 
     if scale not in EXPERIMENTS:
         raise SplitwiserError(f"unknown scale {scale!r}: use {' or '.join(EXPERIMENTS)}.")
-    chosen = EXPERIMENTS[scale].with_knobs(
+    chosen: Any = (EXPERIMENTS if pipeline == "hf" else VLLM_EXPERIMENTS)[scale].with_knobs(
         named_modes(mode) or (),
         _numbers("processes", processes),
         mps,
@@ -70,8 +73,13 @@ def reproduce(
         seed=seed,
         dtype=dtype,
     )
+    skip = not (mps or sm_shares)
     with progress() as tell:
-        if only_phases:
+        if pipeline == "vllm":
+            found = reproduce_vllm(
+                chosen, device=device, repeats=repeats, engine=engine, skip=skip, report=tell, vllm_python=vllm
+            )
+        elif only_phases:
             found = reproduce_phases(chosen, device=device, phase_seconds=phase_seconds, report=tell)
         else:
             found = run(
@@ -79,12 +87,13 @@ def reproduce(
                 device=device,
                 repeats=repeats,
                 engine=engine,
-                skip=not (mps or sm_shares),
+                skip=skip,
                 phase_seconds=phase_seconds,
                 report=tell,
             )
     _tell(found, json_file)
-    _explain_ncu(found)
+    if pipeline == "hf":
+        _explain_ncu(found)
 
 
 def _tell(found: Reproduction, json_file: Path | None) -> None:

@@ -58,9 +58,8 @@ class Work:
 
     def __str__(self) -> str:
         weights = "random weights of its shape" if self.random_weights else "real weights"
-        return (
-            f"{self.model} ({weights}, {self.dtype}): {self.requests} requests of {self.input_tokens} tokens, "
-            f"batches of {self.batch}"
+        return f"{self.model} ({weights}, {self.dtype}): {self.requests} requests of {self.input_tokens} tokens, " + (
+            f"batches of {self.batch}" if self.batch < self.requests else "all at once"
         )
 
 
@@ -159,7 +158,7 @@ class Reproduction(Document):
     def ceiling(self, row: Row) -> Ceiling | None:
         """The most that a row of mode `split` can gain over taking turns; None for others, or without the times."""
         base = self.row(BASE, row.output)
-        if row.mode != "split" or base is None:
+        if row.mode != "split" or base is None or self.pipeline == "vllm":  # vLLM's batches change at every step
             return None
         prefill_s, decode_s = base.figure("prefill_seconds"), base.figure("decode_seconds")
         if not prefill_s or not decode_s:

@@ -14,17 +14,21 @@ from pathlib import Path
 
 import psutil
 import pytest
+from conftest import children
 from tiny_models import generated, prompts_of
 from transformers import PreTrainedModel
+from typer.testing import CliRunner
 from vllm_models import tiny_for_vllm
 
 from splitwiser_lab import HardwareError, LaneError, VllmPipeline, Workload
+from splitwiser_lab.cli import app
 from splitwiser_lab.measure.peers import find_vllm
 from splitwiser_lab.measure.reference import Reference
 from splitwiser_lab.model.fetch import find_model
+from splitwiser_lab.pipelines.document import Reproduction
 
 PYTHON = find_vllm(os.environ.get("SPLITWISER_LAB_VLLM"))
-pytestmark = [pytest.mark.timeout(200), pytest.mark.usefixtures("no_process_left")]
+pytestmark = pytest.mark.timeout(200)
 NEW = 20
 PROMPTS = prompts_of(100, 40, 7, 64, 33, 1, 90, 65)  # 64 fills its blocks exactly, 65 and 33 begin a new one
 MODES = [
@@ -57,8 +61,10 @@ def model(folder: Path) -> PreTrainedModel:
 def placed(request: pytest.FixtureRequest, folder: Path, model: PreTrainedModel) -> Iterator[VllmPipeline]:
     """One after the other: each mode's engines start once."""
     mode, options = request.param
+    before = set(children())
     with VllmPipeline.from_pretrained(folder, "cpu", mode=mode, vllm_python=PYTHON, **options) as made:
         yield made
+    assert not set(children()) - before, "engines are still there"
 
 
 def test_tokens_and_times(placed: VllmPipeline, model: PreTrainedModel, request: pytest.FixtureRequest) -> None:
@@ -96,7 +102,7 @@ def check_hand_offs(result, placed: VllmPipeline) -> None:
     assert sorted(moved) == list(range(len(PROMPTS)))
     for index, prompt in enumerate(PROMPTS):
         hand_off, whole = moved[index], (len(prompt) - 1) // 32 * 32
-        assert hand_off.wait_s >= 0 and hand_off.write_s > 0
+        assert hand_off.wait_s >= 0 and (hand_off.write_s > 0) == (hand_off.load_s > 0) == (hand_off.nbytes > 0)
         if placed.placement.connector == "shared":
             assert (hand_off.tokens, hand_off.recomputed) == (len(prompt), 0)
         else:
@@ -125,7 +131,7 @@ def test_each_request_has_its_own_length_end_and_arrival(placed: VllmPipeline, m
 
 
 def test_bad_ends_leave_nothing_and_the_next_run_works(
-    folder: Path, model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
+    folder: Path, model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch, no_process_left: None
 ) -> None:
     wanted = [generated(model, prompt, NEW) for prompt in PROMPTS[:3]]
     with VllmPipeline.from_pretrained(folder, "cpu", mode="split", vllm_python=PYTHON) as made:
@@ -154,8 +160,25 @@ def test_bad_ends_leave_nothing_and_the_next_run_works(
         assert not any(psutil.pid_exists(pid) for pid in pids.values())
 
 
+def test_the_experiment_is_run_again_by_one_command(
+    folder: Path, model: PreTrainedModel, tmp_path: Path, no_process_left: None
+) -> None:
+    words = ["reproduce", "--pipeline", "vllm", "--model", str(folder), "--device", "cpu", "--vllm", str(PYTHON)]
+    words += ["--mode", "split", "--input", "40", "--output", "6", "--requests", "5", "--repeats", "1"]
+    result = CliRunner().invoke(app, [*words, "--no-engine", "--json", str(tmp_path / "r.json")])
+    assert result.exit_code == 0, result.output
+    found = Reproduction.load(tmp_path / "r.json")
+    ways = ["generate", "sequential", "split × 2, shared", "split × 2, example"]
+    assert [row.name for row in found.rows] == ways
+    assert all(row.tokens_identical for row in found.rows) and found.pipeline == "vllm"
+    assert found.origin["versions"]["vllm"] != "not run"
+    shared, example = found.rows[2:]
+    assert shared.figure("recomputed_tokens") == 0 and example.figure("recomputed_tokens") == 5 * 8
+    assert shared.figure("hand_off_write_ms") and shared.figure("spawn_s") and shared.figure("private_gb")
+
+
 @pytest.mark.model
-def test_a_real_model_split_writes_the_text_of_transformers() -> None:
+def test_a_real_model_split_writes_the_text_of_transformers(no_process_left: None) -> None:
     from transformers import AutoModelForCausalLM
 
     with VllmPipeline.from_pretrained("smollm2-135m", "cpu", mode="split", vllm_python=PYTHON) as made:

@@ -85,6 +85,11 @@ class VllmPipeline:
         return tuple(self._team.facts) if self._team else ()
 
     @property
+    def spawn_s(self) -> tuple[float, ...]:
+        """Seconds until each of the running engines was ready, counted from the start of the first."""
+        return tuple(self._team.spawn_seconds) if self._team else ()
+
+    @property
     def budget(self) -> str:
         """The sum by which the memory of the running engines was divided."""
         return self._team.budget.sum if self._team else "no engine runs"

@@ -1,9 +1,9 @@
 """What engines said of their steps, as requests, spans and hand-offs under this package's names.
 
 vLLM's request metrics give when a request was scheduled and when its first and last token came; tokens between
-them have the end of their engine's step. vLLM says nothing of the tokens in a step: a prompt's are spread evenly
-over the steps from its scheduling to its first token. Nor does it say which request a hand-off's seconds went
-to: those of a step are divided by the blocks of its prompts.
+them have the end of their engine's step. vLLM says nothing of the prompt tokens in a step: those of a prompt that
+was cut into chunks fill the steps from its scheduling to its first token as far as the budget of a step goes. Nor
+does it say which request a hand-off's seconds went to: those of a step are divided by the blocks of its prompts.
 """
 
 from __future__ import annotations
@@ -56,16 +56,19 @@ class _Lane:
     starts: list[float] = field(default_factory=list)
     ends: list[float] = field(default_factory=list)
     decoded: list[int] = field(default_factory=list)
-    prefilled: list[int] = field(default_factory=list)
-    prompts: list[int] = field(default_factory=list)  # requests whose prompt was in the step
+    prompts: list[tuple[float, int, int]] = field(default_factory=list)  # scheduled, step of first token, tokens
 
-    def prefill(self, scheduled: float, first_step: int, tokens: int) -> None:
-        """Spread a prompt's computed tokens over its steps."""
-        begin = min(first_step, max(0, bisect_right(self.starts, scheduled) - 1))
-        count = first_step - begin + 1
-        for number, step in enumerate(range(begin, first_step + 1)):
-            self.prefilled[step] += tokens * (number + 1) // count - tokens * number // count
-            self.prompts[step] += 1
+    def prefilled(self, budget: int | None) -> list[tuple[int, int]]:
+        """Prompt tokens, and requests they belong to, of each step: first come, first served within `budget`."""
+        tokens, requests = [0] * len(self.ends), [0] * len(self.ends)
+        for scheduled, last, left in sorted(self.prompts):
+            for step in range(min(last, max(0, bisect_right(self.starts, scheduled) - 1)), last + 1):
+                room = left if budget is None or step == last else budget - self.decoded[step] - tokens[step]
+                taken = max(0, min(left, room))
+                tokens[step] += taken
+                requests[step] += taken > 0
+                left -= taken
+        return list(zip(tokens, requests, strict=True))
 
 
 @dataclass
@@ -99,8 +102,6 @@ class Progress:
         lane.ends.append(step["end"])
         decoding = self._parts[engine] == "decode"
         lane.decoded.append(len(step["tokens"]) - (0 if decoding else len(new)))
-        lane.prefilled.append(0)
-        lane.prompts.append(0)
         for name, tokens in step["tokens"]:
             request = self._requests[int(name)]
             request.output += tokens
@@ -125,7 +126,7 @@ class Progress:
         index, part = int(end["id"]), self._parts[engine]
         request = self._requests[index]
         cached, known = end["cached"], len(request.prompt)
-        lane.prefill(end["scheduled"], self._first_steps[engine, index], known - cached)
+        lane.prompts.append((end["scheduled"], self._first_steps[engine, index], known - cached))
         request.preemptions += end["preemptions"]
         if part == "decode":
             request.token_times[1], request.token_times[-1] = end["first"], end["last"]
@@ -150,13 +151,11 @@ class Progress:
 
     def _spans(self, name: str, lane: _Lane, origin: float) -> list[Span]:
         spans = []
-        for start, end, prefilled, decoded, prompts in zip(
-            lane.starts, lane.ends, lane.prefilled, lane.decoded, lane.prompts, strict=True
-        ):
-            if prefilled or decoded:
-                phase: SpanPhase = "mixed" if prefilled and decoded else "prefill" if prefilled else "decode"
-                among = prompts if self._parts[name] != "decode" else 0
-                spans.append(
-                    Span(name, phase, start - origin, end - origin, prefilled, decoded, decoded + among, self._mode)
-                )
+        prefilled = lane.prefilled(self._placement.chunk_tokens)
+        for start, end, decoded, (tokens, prompts) in zip(lane.starts, lane.ends, lane.decoded, prefilled, strict=True):
+            if tokens or decoded:
+                phase: SpanPhase = "mixed" if tokens and decoded else "prefill" if tokens else "decode"
+                among = decoded + (prompts if self._parts[name] != "decode" else 0)
+                times = (start - origin, end - origin)
+                spans.append(Span(name, phase, *times, tokens, decoded, among, self._mode))
         return spans

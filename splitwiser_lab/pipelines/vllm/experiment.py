@@ -1,0 +1,101 @@
+"""The paper's vLLM experiment as plain data: two scales, and every knob."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from splitwiser_lab.errors import WorkloadError
+from splitwiser_lab.measure.workload import Workload
+from splitwiser_lab.pipelines.experiment import Scale
+from splitwiser_lab.pipelines.vllm.placement import VllmPlacement
+
+_REFERENCE_BATCH = 32  # prompts that transformers' `generate` takes at once
+
+
+@dataclass(frozen=True)
+class VllmExperiment:
+    """What `reproduce_vllm` runs: requests of one length, all there at the start, greedy, in each placement."""
+
+    model: str
+    input: int
+    outputs: tuple[int, ...]
+    requests: int
+    placements: tuple[VllmPlacement, ...]
+    batch: int = _REFERENCE_BATCH  # of what runs beside vLLM: `generate`, and this package's engine
+    dtype: str = "auto"
+    seed: int = 0
+
+    def workload(self, output: int) -> Workload:
+        """Random prompts, the same for every placement and output length."""
+        return Workload.closed(self.requests, self.input, output, self.seed)
+
+    def warm_up(self, output: int) -> Workload:
+        """The first of these requests: two for each engine of the largest placement."""
+        return self.workload(output).head(2 * max(placement.engines for placement in self.placements))
+
+    def with_knobs(
+        self,
+        modes: Sequence[str] = (),
+        processes: Sequence[int] = (),
+        mps: bool | None = None,
+        sm_shares: Sequence[int] | None = None,
+        **knobs: Any,
+    ) -> VllmExperiment:
+        """This experiment with what was chosen by hand; what is None or empty stays as it is.
+
+        `processes` are numbers of engines. One engine with whole prompts always runs, as what the others are
+        compared with. Raises ModeError for a placement that makes no sense, WorkloadError for a number that is
+        none.
+        """
+        given = {name: knob for name, knob in knobs.items() if knob is not None}
+        numbers = [(name, given[name]) for name in ("batch", "input", "requests") if name in given]
+        for name, value in [*numbers, *(("output", output) for output in given.get("outputs", ()))]:
+            if value < 1:
+                raise WorkloadError(f"{name}={value}: give a whole number, 1 or more.")
+        kept = [p for p in self.placements if not modes or p.mode in modes]
+        named = [VllmPlacement.of(mode) for mode in modes if mode not in {p.mode for p in self.placements}]
+        chosen = []
+        for p in [*kept, *named]:
+            counts = processes if processes and p.mode != "sequential" else (p.engines,)
+            for count in counts:
+                if p.mode == "sequential":
+                    chosen.append(p)
+                    continue
+                under = p.mps if mps is None and not sm_shares else (True if mps is None else mps)
+                shares = sm_shares or (p.sm_shares if p.mps and under and count == p.engines else None)
+                chosen.append(VllmPlacement.of(p.mode, count, p.chunk_tokens, p.connector, under, shares))
+        return replace(self, placements=tuple(dict.fromkeys((VllmPlacement.of("sequential"), *chosen))), **given)
+
+
+def _side_by_side(mps: bool) -> tuple[VllmPlacement, ...]:
+    """N engines, and the split, without shares of the SMs."""
+    replicas = [VllmPlacement.of("replicas", count, mps=mps) for count in (2, 4)]
+    return (*replicas, *(VllmPlacement.of("split", 2, connector=name, mps=mps) for name in ("shared", "example")))
+
+
+def _paper() -> tuple[VllmPlacement, ...]:
+    one = (VllmPlacement.of("sequential"), VllmPlacement.of("sequential", chunk_tokens=512))
+    shared = (
+        VllmPlacement.of("replicas", 2, mps=True, sm_shares=(50, 50)),
+        VllmPlacement.of("split", 2, connector="shared", mps=True, sm_shares=(75, 25)),
+    )
+    return (*one, *_side_by_side(False), *_side_by_side(True), *shared)
+
+
+def _small() -> tuple[VllmPlacement, ...]:
+    return (
+        VllmPlacement.of("sequential"),
+        VllmPlacement.of("sequential", chunk_tokens=128),
+        VllmPlacement.of("replicas", 2),
+        VllmPlacement.of("split", 2, connector="shared"),
+        VllmPlacement.of("split", 2, connector="example"),
+    )
+
+
+# `paper`: the paper's N engines on work that lasts seconds on today's GPUs; run llama-3.2-1b-shape by --model, too.
+VLLM_EXPERIMENTS: dict[Scale, VllmExperiment] = {
+    "small": VllmExperiment("smollm2-135m", 128, (24,), 8, _small(), batch=8),
+    "paper": VllmExperiment("opt-125m-shape", 1024, (128,), 128, _paper()),
+}

@@ -1,0 +1,129 @@
+"""The paper's vLLM experiment, run again: every placement on the same work, interleaved, tokens checked.
+
+Beside vLLM run transformers' `generate` and this package's engine. All have the same weights: those of a shape
+are drawn once and written to a folder that lives as long as the run.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import Any, cast
+
+from splitwiser_lab.errors import ModeError, ModelError, RequestError
+from splitwiser_lab.hardware import choose_device, free_memory_bytes
+from splitwiser_lab.measure.provenance import provenance
+from splitwiser_lab.measure.reference import Reference
+from splitwiser_lab.measure.workload import Workload
+from splitwiser_lab.pipelines.document import Reproduction, Work
+from splitwiser_lab.pipelines.memory import private_bytes
+from splitwiser_lab.pipelines.reproduce import _engines, _Generate, _Runner, _Turns
+from splitwiser_lab.pipelines.source import SourceModel, load_source
+from splitwiser_lab.pipelines.vllm.experiment import VllmExperiment
+from splitwiser_lab.pipelines.vllm.pipeline import VllmPipeline
+from splitwiser_lab.pipelines.vllm.placement import VllmPlacement
+
+
+def reproduce_vllm(
+    experiment: VllmExperiment,
+    *,
+    device: str = "auto",
+    repeats: int = 3,
+    engine: bool = True,
+    skip: bool = True,
+    report: Callable[[str], None] = lambda _: None,
+    vllm_python: str | None = None,
+) -> Reproduction:
+    """Run `experiment`: each output length, each placement, `repeats` times by turns after a warm-up of each.
+
+    With `skip`, placements that cannot run here are left out, with the reason; else they raise ModeError.
+    `engine`: also run this package's engine. `vllm_python`: the Python of an environment with vLLM. `report` is
+    told what happens next. Raises ModeError without a vLLM that this pipeline knows.
+    """
+    if repeats < 1:
+        raise RequestError(f"repeats={repeats}: measure at least once, better three times.")
+    with ExitStack() as stack:
+        report(f"loading {experiment.model}")
+        where = choose_device(device).value
+        source = load_source(experiment.model, where, experiment.dtype)
+        judge = Reference(source.model)
+        folder = _written(stack, source) if source.random_weights else experiment.model
+        dtype = str(source.model.dtype).removeprefix("torch.")
+        first = stack.enter_context(VllmPipeline.from_pretrained(folder, where, dtype, vllm_python=vllm_python))
+        runners: dict[str, _Runner] = {"generate": _Generate(judge.model, experiment.batch)}
+        skipped: dict[str, str] = {}
+        for placement in experiment.placements:
+            try:
+                runners[str(placement)] = _Placed(stack, first, placement, experiment)
+            except ModeError as error:
+                if not skip:
+                    raise
+                skipped[str(placement)] = str(error)
+        if engine:
+            try:
+                runners.update(_engines(stack, _for_engine(experiment), where, dtype))
+            except ModelError as error:
+                skipped["engine"] = str(error)
+        turns = _Turns(runners, cast(Any, experiment), judge, skipped if skip else None, report)
+        rows = tuple(row for output in experiment.outputs for row in turns.rows(output, repeats))
+        work = _work(experiment, source, dtype)
+        return Reproduction("vllm", work, rows, skipped, _origin(where, runners))
+
+
+class _Placed:
+    """vLLM in one placement, with engines of its own that start once, for the longest outputs."""
+
+    def __init__(
+        self, stack: ExitStack, first: VllmPipeline, placement: VllmPlacement, experiment: VllmExperiment
+    ) -> None:
+        shares = placement.sm_shares if placement.mps else None
+        made = first.beside(
+            placement.mode,
+            placement.engines,
+            chunk_tokens=placement.chunk_tokens,
+            connector=placement.connector,
+            mps=placement.mps,
+            sm_shares=shares,
+        )
+        self._pipeline = stack.enter_context(made)
+        self._most = experiment.workload(max(experiment.outputs))
+        self._private: float | None = None
+        self.version = ""
+
+    def __call__(self, workload: Workload) -> tuple[dict[str, Any], list[list[int]]]:
+        free = free_memory_bytes(self._pipeline.device)
+        starting = not self._pipeline.pids
+        if starting:
+            self._pipeline.start(self._most)
+        result = self._pipeline.run(workload)
+        if starting:
+            held = private_bytes(self._pipeline.pids.values(), self._pipeline.device, free)
+            self._private = None if held is None else held / 1e9
+        self.version = result.engines[0].version
+        start = {"spawn_s": max(self._pipeline.spawn_s), "private_gb": self._private}
+        return {**result.figures(), **start}, result.tokens
+
+
+def _written(stack: ExitStack, source: SourceModel) -> str:
+    """A folder with a model's weights as safetensors, until the stack ends."""
+    folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="splitwiser-shape-"))
+    source.model.save_pretrained(folder)
+    return folder
+
+
+def _for_engine(experiment: VllmExperiment) -> Any:
+    """The experiment with room for all requests at once, as vLLM has it."""
+    return replace(experiment, batch=experiment.requests)
+
+
+def _work(e: VllmExperiment, source: SourceModel, dtype: str) -> Work:
+    return Work(e.model, source.random_weights, dtype, e.requests, e.input, e.requests, e.seed)
+
+
+def _origin(device: str, runners: dict[str, _Runner]) -> dict[str, Any]:
+    """Where it was measured, with vLLM's version."""
+    origin = provenance(device)
+    known = [runner.version for runner in runners.values() if isinstance(runner, _Placed) and runner.version]
+    return {**origin, "versions": {**origin["versions"], "vllm": known[0] if known else "not run"}}

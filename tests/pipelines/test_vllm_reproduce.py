@@ -1,0 +1,78 @@
+"""The vLLM experiment run again: its knobs, and that it finds out an engine that writes other tokens."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+from vllm_models import fake_python, tiny_for_vllm
+
+from splitwiser_lab import ModeError, WorkloadError
+from splitwiser_lab.cli import app
+from splitwiser_lab.pipelines.vllm.experiment import VLLM_EXPERIMENTS
+
+pytestmark = pytest.mark.timeout(120)
+
+
+def names(scale: str = "paper", **knobs: object) -> list[str]:
+    return [str(placement) for placement in VLLM_EXPERIMENTS[scale].with_knobs(**knobs).placements]  # type: ignore[index]
+
+
+def test_the_papers_scale() -> None:
+    paper = VLLM_EXPERIMENTS["paper"]
+    assert (paper.model, paper.input, paper.outputs, paper.requests) == ("opt-125m-shape", 1024, (128,), 128)
+    assert names() == [str(placement) for placement in paper.placements]
+    assert names()[:2] == ["sequential", "sequential, chunks of 512"]
+    assert {"replicas × 4", "replicas × 4, MPS", "split × 2, shared, MPS 75/25 %", "split × 2, example"} <= set(names())
+
+
+def test_knobs_choose_placements() -> None:
+    assert names("small", modes=["replicas"], processes=[2, 4]) == ["sequential", "replicas × 2", "replicas × 4"]
+    assert names("small", modes=["split"], mps=True) == [
+        "sequential",
+        "split × 2, shared, MPS",
+        "split × 2, example, MPS",
+    ]
+    assert names(modes=["split"], mps=False) == ["sequential", "split × 2, shared", "split × 2, example"]
+    assert names("small", modes=["split"], sm_shares=[60, 40])[1] == "split × 2, shared, MPS 60/40 %"
+    changed = VLLM_EXPERIMENTS["small"].with_knobs(model="x", requests=3, outputs=(5, 6), seed=None)
+    assert (changed.model, changed.requests, changed.outputs, changed.seed) == ("x", 3, (5, 6), 0)
+
+
+@pytest.mark.parametrize(
+    ("knobs", "error", "message"),
+    [
+        ({"requests": 0}, WorkloadError, "requests=0"),
+        ({"modes": ["threads"]}, ModeError, "no mode 'threads'"),
+        ({"modes": ["split"], "processes": [1]}, ModeError, "split needs 2"),
+        ({"modes": ["split"], "sm_shares": [75, 25], "mps": False}, ModeError, "add mps=True"),
+    ],
+)
+def test_knobs_that_make_no_sense(knobs: dict[str, object], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        names("small", **knobs)
+
+
+def test_an_engine_that_writes_other_tokens_is_found_out(tmp_path: Path, no_process_left: None) -> None:
+    tiny_for_vllm(tmp_path / "tiny")
+    words = ["reproduce", "--pipeline", "vllm", "--model", str(tmp_path / "tiny"), "--device", "cpu", "--mode", "split"]
+    words += ["--vllm", fake_python(tmp_path), "--input", "20", "--output", "4", "--requests", "5", "--repeats", "2"]
+    result = CliRunner().invoke(app, [*words, "--json", str(tmp_path / "r.json")])
+    assert "tokens differ from the reference's in sequential, split × 2, shared" in str(result.exception)
+    found = json.loads((tmp_path / "r.json").read_text())
+    rows = {row["name"]: row for row in found["rows"]}
+    ways = ["generate", "sequential", "split × 2, shared", "split × 2, example"]
+    assert list(rows) == [*ways, "engine: sequential", "engine: processes"]
+    assert [rows[name]["tokens_identical"] for name in rows] == [True, False, False, False, True, True]
+    assert all(row["repeats"] == 2 and row["over_sequential"] > 0 for row in found["rows"])
+    assert rows["split × 2, shared"]["hand_off_load_ms"] > 0 and rows["sequential"]["spawn_s"] > 0
+    assert found["pipeline"] == "vllm" and found["versions"]["vllm"] == "0.32.0"
+
+
+def test_no_vllm_is_one_clear_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny_for_vllm(tmp_path)
+    monkeypatch.setattr("splitwiser_lab.pipelines.vllm.process.find_vllm", lambda given: given)
+    result = CliRunner().invoke(app, ["reproduce", "--pipeline", "vllm", "--model", str(tmp_path), "--device", "cpu"])
+    assert result.exit_code != 0 and "make vllm" in str(result.exception)
