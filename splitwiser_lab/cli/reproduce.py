@@ -34,7 +34,7 @@ def reproduce(
     device: Device = "auto",
     repeats: Annotated[int, typer.Option(help="Interleaved rounds.")] = 3,
     engine: Annotated[bool, typer.Option(help="Also run this package's engine on the same work.")] = True,
-    phase_seconds: Annotated[float, typer.Option(help="How long to watch each phase alone; 0: one pass.")] = 2.0,
+    phase_seconds: Annotated[float, typer.Option(help="How long to watch each phase alone; 0: one pass.")] = 1.0,
     only_phases: Annotated[bool, typer.Option("--only-phases", help="Watch each phase alone, and no more.")] = False,
     vllm: Annotated[str | None, typer.Option(help="The Python of an environment with vLLM.")] = None,
     join: Annotated[list[Path] | None, typer.Option(help="Run nothing: join files that --json wrote.")] = None,

@@ -10,6 +10,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from splitwiser_lab.pipelines.reported import as_gain
+
 if TYPE_CHECKING:
     from splitwiser_lab.measure.profile import PhaseProfile
 
@@ -113,6 +115,46 @@ EXERCISES = {
         lambda: "no",
         "It counts time in which any kernel ran, with one lane at work as with two. Rates and lanes tell.",
         "Ask what the figure reads while a decode step uses a tenth of the GPU, all the time.",
+    ),
+    "hf: ceiling": Exercise(
+        lambda: 4 / 3,
+        "8 seconds in turns, and at least 6 side by side: the longer phase takes its time all the same.",
+        "Divide what both take in turns by what the longer one takes.",
+        tolerance=0.01,
+    ),
+    "hf: balance": Exercise(
+        lambda prefill, decode: prefill.seconds / decode.seconds + 1,
+        "Prefill makes the first token, and so many steps of decode take as long as it: then split can gain most.",
+        "How many decode steps fit into one prefill? Prefill itself makes one more token.",
+        tolerance=0.15,
+    ),
+    "hf: hand-off": Exercise(
+        lambda: 755.0,
+        "12 layers × 2 × 12 heads × 64 × 2 bytes are 36,864 bytes a token, times 20 × 1,024 tokens.",
+        "One token takes layers × 2 (keys and values) × heads × head dimension × bytes of a number. 1 MB is 10**6.",
+        tolerance=0.03,
+    ),
+    "hf: first token": Exercise(
+        lambda results: min(results, key=lambda mode: results[mode].metrics.ttft.median),
+        "Whoever decodes before it reads the next prompts lets them wait.",
+        "Compare results[mode].metrics.ttft.median for each mode.",
+    ),
+    "rerun: latency": Exercise(
+        lambda: as_gain(0.176),
+        "What took 1 second takes 0.824, so that 1 / 0.824 times as much is done.",
+        "Divide the old time by the new one.",
+        tolerance=0.01,
+    ),
+    "rerun: gaps": Exercise(
+        lambda: 4.0,
+        "The GPU is busy for a quarter of each step: four processes fill it, and a fifth only waits.",
+        "Which share of a step does the GPU work for one process? How many such shares make a whole?",
+        tolerance=0.01,
+    ),
+    "rerun: the best": Exercise(
+        lambda row: row.name,
+        "It is the largest of the rows in modes replicas and split; look at where `split` stands to its ceiling, too.",
+        "Look for the largest figure under × sequential, in the rows of modes replicas and split.",
     ),
     "split: where it lies": Exercise(
         lambda: (9, 6),

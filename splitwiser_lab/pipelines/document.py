@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 SCHEMA = "splitwiser-lab/reproduction/1"
 BASE = "sequential"  # the row that the others are compared with
 ORIGIN = ("hardware", "versions", "command", "commit", "time_utc")  # of where and how it was measured
+_RANGED = ("output_throughput", "over_sequential", "steady_output_throughput")  # shown with lowest and highest
 _COLUMNS = {  # of the table: heading -> (figure, digits)
     "output tok/s": ("output_throughput", 1),
     "× sequential": ("over_sequential", 2),
@@ -226,7 +227,7 @@ class Reproduction(Document):
         for row in self.rows:
             cells: dict[str, Any] = {"": row.name, "out": row.output}
             for heading, (figure, digits) in _COLUMNS.items():
-                cells[heading] = _cell(row.samples.get(figure, []), digits)
+                cells[heading] = _cell(row.samples.get(figure, []), digits, figure in _RANGED)
                 if heading == "× sequential":
                     ceiling = self.ceiling(row)
                     cells["at most"] = f"{ceiling.run:.2f}" if ceiling else "n/a"
@@ -247,11 +248,11 @@ class Reproduction(Document):
         return [_table(rows, title, caption) for rows, title, caption in tables if rows]
 
 
-def _cell(values: list[float], digits: int) -> str:
-    """Median and range in a few digits; one number where there is no range to see."""
+def _cell(values: list[float], digits: int, ranged: bool) -> str:
+    """Median in a few digits, with the range if it is wanted and there is one to see."""
     digits = 0 if values and max(values) >= 1000 else digits
     same = len({f"{value:.{digits}f}" for value in values}) == 1
-    return with_range(values[:1] if same else values, digits)
+    return with_range(values if ranged and not same else [median(values)] if values else [], digits)
 
 
 def _table(rows: list[dict[str, Any]], title: str, caption: str) -> Table:

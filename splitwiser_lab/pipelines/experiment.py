@@ -30,9 +30,9 @@ class Experiment:
         """Random prompts, the same for every placement and output length."""
         return Workload.closed(self.requests, self.input, output, self.seed)
 
-    def warm_up(self, output: int) -> Workload:
-        """The first of these requests: a batch for each process of the largest placement."""
-        return self.workload(output).head(self.batch * max(placement.processes for placement in self.placements))
+    def warm_up(self, output: int, processes: int) -> Workload:
+        """The first of these requests: a batch for each of so many processes."""
+        return self.workload(output).head(self.batch * processes)
 
     def with_knobs(
         self,

@@ -20,10 +20,10 @@ import torch
 from splitwiser_lab.engine.intake import Intake, Prompt
 from splitwiser_lab.engine.request import Request
 from splitwiser_lab.errors import RequestError, SplitwiserError
-from splitwiser_lab.hardware import choose_device, free_memory_bytes
+from splitwiser_lab.hardware import choose_device
 from splitwiser_lab.pipelines.dispatch import drive, policy_of
 from splitwiser_lab.pipelines.kv import layout_of
-from splitwiser_lab.pipelines.memory import need
+from splitwiser_lab.pipelines.memory import need, settled_free_bytes
 from splitwiser_lab.pipelines.phases import PromptBatch
 from splitwiser_lab.pipelines.placement import Placement
 from splitwiser_lab.pipelines.result import PipelineResult, Progress
@@ -33,6 +33,8 @@ from splitwiser_lab.pipelines.team import Team
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+    from splitwiser_lab.pipelines.phase_figures import PhaseFigures
 
 BATCH_SIZE = 8
 
@@ -86,6 +88,11 @@ class HuggingFacePipeline:
         """Process ids of the workers by name, while they run: from the first run on."""
         return self._team.pids if self._team else {}
 
+    @property
+    def spawn_s(self) -> tuple[float, ...]:
+        """Seconds until each of the running processes was ready, from the start of the first; empty before a run."""
+        return tuple(self._team.spawn_seconds) if self._team else ()
+
     def set_mode(
         self, mode: str, processes: int | None = None, mps: bool = False, sm_shares: Sequence[int] | None = None
     ) -> None:
@@ -136,6 +143,18 @@ class HuggingFacePipeline:
     def start(self, workload: Any, batch_size: int = BATCH_SIZE) -> None:
         """Start the processes for this workload, unless they run, so that a smaller run can warm them up."""
         self._ready(self._batches(self._requests(workload), batch_size)[0])
+
+    def profile(
+        self, workload: Any, batch_size: int = BATCH_SIZE, seconds: float = 1.0
+    ) -> tuple[PhaseFigures, PhaseFigures]:
+        """Run prefill, then decode, of the first batch alone, in this process, each again and again for `seconds`.
+
+        Raises RequestError when no request wants a second token.
+        """
+        from splitwiser_lab.pipelines.phase_profile import profile_phases
+
+        batch = _batch(0, self._requests(workload)[:batch_size])
+        return profile_phases(self.model(), self.layout, self.device, batch, seconds)
 
     def close(self) -> None:
         """End all processes and give back the shared memory. Closing twice does nothing."""
@@ -220,9 +239,7 @@ class HuggingFacePipeline:
         self._stop()
         split = self._placement.mode == "split"
         needed = need(self._placement.processes, split, self.layout, self._config, self.device, rows, (prompt, longest))
-        if self.device.startswith("cuda"):
-            torch.cuda.empty_cache()  # of the model that was copied, and of earlier runs
-        needed.check(free_memory_bytes(self.device))
+        needed.check(settled_free_bytes(self.device))
         self._team = Team(self._placement, shared, self.layout, self.device, slot_bytes)
         return self._team, tuple(self._team.spawn_seconds)
 

@@ -74,6 +74,13 @@ def need(
     )
 
 
+def settled_free_bytes(device: str) -> int:
+    """What is free on `device` once this process has given back what it only keeps for later."""
+    if torch.device(device).type == "cuda":
+        torch.cuda.empty_cache()
+    return free_memory_bytes(device)
+
+
 def private_bytes(pids: Iterable[int], device: str, free_before: int) -> int | None:
     """What started processes hold beside the shared weights, after their first batches. None where it is not told.
 

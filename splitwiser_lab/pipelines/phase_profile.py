@@ -28,7 +28,7 @@ _WATCHED = {"sm": "SMs at work", "dram": "DRAM bandwidth", "memory": "memory in 
 
 
 def profile_phases(
-    model: Any, layout: KVLayout, device: str, batch: PromptBatch, seconds: float = 2.0
+    model: Any, layout: KVLayout, device: str, batch: PromptBatch, seconds: float = 1.0
 ) -> tuple[PhaseFigures, PhaseFigures]:
     """Prefill, then all decode steps of `batch`, each again and again for `seconds` (0: once, and nothing is watched).
 

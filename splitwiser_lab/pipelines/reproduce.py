@@ -13,7 +13,6 @@ from typing import Any, Protocol, cast
 
 from splitwiser_lab.engine.engine import Engine
 from splitwiser_lab.errors import HardwareError, ModeError, ModelError, RequestError
-from splitwiser_lab.hardware import free_memory_bytes
 from splitwiser_lab.measure.peers import GeneratePeer
 from splitwiser_lab.measure.provenance import provenance
 from splitwiser_lab.measure.reference import Reference
@@ -21,10 +20,8 @@ from splitwiser_lab.measure.workload import Workload
 from splitwiser_lab.pipelines.document import BASE, Reproduction, Row, Work
 from splitwiser_lab.pipelines.experiment import Experiment
 from splitwiser_lab.pipelines.huggingface import HuggingFacePipeline
-from splitwiser_lab.pipelines.memory import private_bytes
+from splitwiser_lab.pipelines.memory import private_bytes, settled_free_bytes
 from splitwiser_lab.pipelines.phase_figures import PhaseFigures
-from splitwiser_lab.pipelines.phase_profile import profile_phases
-from splitwiser_lab.pipelines.phases import PromptBatch
 from splitwiser_lab.pipelines.placement import Placement
 from splitwiser_lab.pipelines.result import PipelineResult
 
@@ -44,7 +41,7 @@ def reproduce(
     repeats: int = 3,
     engine: bool = True,
     skip: bool = True,
-    phase_seconds: float = 2.0,
+    phase_seconds: float = 1.0,
     report: Callable[[str], None] = lambda _: None,
 ) -> Reproduction:
     """Run `experiment`: each output length, each placement, `repeats` times by turns after a warm-up of each.
@@ -84,7 +81,7 @@ def reproduce_phases(
     experiment: Experiment,
     *,
     device: str = "auto",
-    phase_seconds: float = 2.0,
+    phase_seconds: float = 1.0,
     report: Callable[[str], None] = lambda _: None,
 ) -> Reproduction:
     """Only watch each phase alone, for `phase_seconds` (0: one pass of each, which is what a profiler wants)."""
@@ -107,10 +104,7 @@ def _phases_alone(
     if output < 2:
         return ()
     report("watching each phase alone")
-    model = first.model()
-    prompts = tuple(tuple(prompt) for prompt in _prompts(e.workload(output).head(e.batch), model))
-    batch = PromptBatch(0, prompts, (output,) * len(prompts), (frozenset(),) * len(prompts))
-    return profile_phases(model, first.layout, first.device, batch, seconds)
+    return first.profile(e.workload(output), e.batch, seconds)
 
 
 @dataclass(frozen=True)
@@ -141,8 +135,11 @@ class _Turns:
                 row.add({"over_sequential": row.samples["output_throughput"][-1] / base})
         return list(rows.values())
 
+    def _placement(self, name: str) -> Placement | None:
+        return next((placement for placement in self.experiment.placements if str(placement) == name), None)
+
     def _row(self, name: str, output: int) -> Row:
-        placement = {str(placement): placement for placement in self.experiment.placements}.get(name)
+        placement = self._placement(name)
         if placement is None:
             return Row(name, output, name.partition(":")[0])
         return Row(name, output, placement.mode, placement.processes, placement.mps)
@@ -152,8 +149,9 @@ class _Turns:
         if name == "generate":
             return True  # the reference's tokens came from it
         self.report(f"{output} new tokens: starting and warming up {name}")
+        placement = self._placement(name)
         try:
-            self.runners[name](self.experiment.warm_up(output))
+            self.runners[name](self.experiment.warm_up(output, placement.processes if placement else 1))
         except HardwareError as error:
             if self.skipped is None or name == BASE:
                 raise
@@ -188,7 +186,7 @@ class _Placed:
         self._start: dict[str, float | None] = {}  # what the last start cost, which was in a warm-up
 
     def __call__(self, workload: Workload) -> tuple[dict[str, Any], list[list[int]]]:
-        free = free_memory_bytes(self._pipeline.device)
+        free = 0 if self._pipeline.pids else settled_free_bytes(self._pipeline.device)
         result: PipelineResult = self._pipeline.run(workload, self._batch)
         if result.spawn_s:
             held = private_bytes(self._pipeline.pids.values(), self._pipeline.device, free)

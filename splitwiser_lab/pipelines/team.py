@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from multiprocessing.connection import wait
 
@@ -18,6 +19,12 @@ from splitwiser_lab.shared_memory import Buffer, allocate
 _MODULE = "splitwiser_lab.pipelines.worker"
 _START_SECONDS = 120.0
 SLOTS = 2  # one is decoded from while the other is filled
+
+
+@functools.cache
+def daemon_for(device: int) -> MpsDaemon:
+    """The MPS daemon of all teams on GPU number `device`: their workers are clients of one server."""
+    return daemon_of(device)
 
 
 class Team:
@@ -38,7 +45,7 @@ class Team:
         self._children: dict[str, Child] = {}
         self._buffer: Buffer | None = allocate(SLOTS * slot_bytes, device) if self.slot_bytes else None
         gpu = torch.device(device).type == "cuda"
-        self._daemon: MpsDaemon | None = daemon_of(index_of(torch.device(device))) if placement.mps else None
+        self._daemon: MpsDaemon | None = daemon_for(index_of(torch.device(device))) if placement.mps else None
         slots = None
         inherited = list(model.inherited)
         if self._buffer is not None:

@@ -95,7 +95,7 @@ def test_a_model_that_cannot_be_sent_says_so() -> None:
 
 def test_the_sum_is_shown_when_memory_does_not_suffice(monkeypatch: pytest.MonkeyPatch) -> None:
     with HuggingFacePipeline.from_pretrained(model_of("llama"), mode="replicas", processes=8) as made:
-        monkeypatch.setattr("splitwiser_lab.pipelines.huggingface.free_memory_bytes", lambda device: 2**30)
+        monkeypatch.setattr("splitwiser_lab.pipelines.huggingface.settled_free_bytes", lambda device: 2**30)
         with pytest.raises(HardwareError, match=r"8 × \(0.34 GiB process .*= 2.74 GiB, and 1.00 GiB .* at most 2 proc"):
             made.generate(PROMPTS, 4)
         assert not made.pids

@@ -150,6 +150,7 @@ def test_split_hands_over_and_overlaps(pipeline: HuggingFacePipeline) -> None:
     result = pipeline.generate(prompts, 30, batch_size=2, ignore_eos=True)
     assert result.timeline.lanes == ("prefill", "decode")
     assert len(result.spawn_s) == 2 and min(result.spawn_s) > 0
+    assert pipeline.spawn_s == result.spawn_s
     assert {span.phase for span in result.timeline.spans if span.lane == "prefill"} == {"prefill"}
     assert [h.batch for h in result.hand_offs] == [0, 1, 2, 3]
     heads, dim, layers, rows, itemsize = 2, 8, 2, 2, 4

@@ -34,7 +34,7 @@ def daemon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MpsDaemon:
     made = MpsDaemon()
     monkeypatch.setattr("splitwiser_lab.pipelines.placement.why_not", lambda kind, device: None)
     monkeypatch.setattr("splitwiser_lab.pipelines.team.index_of", lambda device: 0)
-    monkeypatch.setattr("splitwiser_lab.pipelines.team.daemon_of", lambda index: made)
+    monkeypatch.setattr("splitwiser_lab.pipelines.team.daemon_for", lambda index: made)
     return made
 
 
@@ -51,6 +51,19 @@ def test_each_process_has_its_share_and_the_daemon_ends_with_them(daemon: MpsDae
         made.set_mode("sequential")
         assert made.generate(PROMPTS, 5).tokens == expected("llama", PROMPTS, 5)
         assert daemon.ended()
+
+
+def test_two_teams_share_a_daemon_until_the_last_ends(daemon: MpsDaemon) -> None:
+    with HuggingFacePipeline.from_pretrained(model_of("llama"), "cpu", mode="replicas", mps=True) as made:
+        made.generate(PROMPTS, 5)
+        with made.beside("split", 2, mps=True) as other:
+            assert other.generate(PROMPTS, 5).tokens == expected("llama", PROMPTS, 5)
+            pids = [*made.pids.values(), *other.pids.values()]
+            folders = {psutil.Process(pid).environ()["CUDA_MPS_PIPE_DIRECTORY"] for pid in pids}
+            assert len(pids) == 4 and len(folders) == 1, "a GPU runs the clients of one server side by side"
+        assert not daemon.ended()
+        assert made.generate(PROMPTS, 5).tokens == expected("llama", PROMPTS, 5)
+    assert daemon.ended()
 
 
 def test_a_daemon_that_does_not_start_leaves_nothing(daemon: MpsDaemon, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,168 @@
+"""The paper's figures beside those of this project: every recorded reproduction, laid next to what was reported.
+
+A recording that does not exist is named as such; nothing is left out silently.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from splitwiser_lab.errors import RecordingError
+from splitwiser_lab.measure import shipped
+from splitwiser_lab.pipelines.document import BASE, Reproduction, Row
+from splitwiser_lab.pipelines.reported import CLAIMS, Claim
+
+MISSING = "not recorded yet"
+COMMANDS = """\
+splitwiser-lab reproduce --pipeline hf --scale small --json reproduce-hf.json
+splitwiser-lab reproduce --pipeline vllm --scale small --json reproduce-vllm.json
+splitwiser-lab reproduce --pipeline hf --scale paper --processes 2 --no-mps --json part-1.json
+splitwiser-lab reproduce --pipeline hf --scale paper --processes 2 --mps --json part-2.json
+splitwiser-lab reproduce --join part-1.json --join part-2.json --json reproduce-hf.json"""
+_PLACES = {"CPU": "recordings/cpu", "H200": "recordings/h200"}
+_PIPELINES = {"hf": "Hugging Face", "vllm": "vLLM"}
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """A reproduction that was recorded, and what to call it; `document` is None where there is none yet."""
+
+    label: str
+    place: str
+    pipeline: str
+    document: Reproduction | None = None
+
+    def __str__(self) -> str:
+        """Where, when and by which command it was measured."""
+        if self.document is None:
+            return f"{self.label}: {MISSING}"
+        origin, work = self.document.origin, self.document.work
+        machine = f"{origin['hardware']['device_name']}, {origin['hardware']['cores']} CPU cores"
+        when = f"{origin['time_utc'][:10]}, commit {origin['commit']}"
+        return f"{self.label}: {work}\n  on {machine}; {when}\n  {origin['command']}"
+
+
+def recorded_reproductions() -> list[Recorded]:
+    """All `reproduce-*.json` that come with the package, and a place for each pipeline that has none on a machine.
+
+    Raises RecordingError for a file that is damaged.
+    """
+    found = []
+    for place, folder in _PLACES.items():
+        where = shipped.find(folder)
+        documents = [Reproduction.load(path) for path in sorted(where.glob("reproduce-*.json"))] if where else []
+        for pipeline, name in _PIPELINES.items():
+            own = [document for document in documents if document.pipeline == pipeline]
+            label = f"{place}, {name}"
+            labels = [label if len(own) == 1 else f"{label}, {document.work.model}" for document in own]
+            made = [Recorded(each, place, pipeline, document) for each, document in zip(labels, own, strict=True)]
+            found += made or [Recorded(label, place, pipeline)]
+    return found
+
+
+def hardware_shared(shape: str = "llama-3.2-1b-shape") -> tuple[str, dict[str, float]]:
+    """What was recorded of this package's engine on a GPU: the load and the machine, and the overlap gain of each mode.
+
+    Each phase is a CUDA graph there, so that no host gap is left to fill: what is gained is hardware used by both
+    phases at once. Raises RecordingError when the recording is missing.
+    """
+    path = shipped.find("recordings/h200/bench_gpu.json")
+    if path is None:
+        raise RecordingError("recordings/h200/bench_gpu.json is missing: use a whole checkout, or install again.")
+    raw = json.loads(path.read_text(encoding="utf-8"))
+    rows = raw["sections"]["overlap"][shape]["rows"]
+    load = rows[0]["load"]
+    told = f"{shape}, {load}, on {raw['hardware']['device_name']} ({raw['time_utc'][:10]}, commit {raw['commit']})"
+    return told, {row["mode"]: row["gain"]["median"] for row in rows if row["load"] == load}
+
+
+def gain(document: Reproduction, row: Row, figure: str = "output_throughput") -> float | None:
+    """A row's figure as a multiple of `sequential` at the same output length; None where either was not measured."""
+    if figure == "output_throughput":
+        return row.figure("over_sequential")
+    base = document.row(BASE, row.output)
+    ours, theirs = row.figure(figure), base.figure(figure) if base else None
+    return ours / theirs if ours and theirs else None
+
+
+def beside_reported(found: list[Recorded]) -> list[dict[str, str]]:
+    """The one table: each reported figure with its source and what is unknown, and a column for each recording."""
+    return [
+        {
+            "reported": f"{claim.said} (a gain of {claim.gain:.2f})",
+            "for": claim.setup,
+            **{recorded.label: _cell(claim, recorded) for recorded in found},
+            "not told": claim.unknown,
+            "source": claim.source,
+        }
+        for claim in CLAIMS
+    ]
+
+
+def throughputs(document: Reproduction, output: int) -> dict[str, float]:
+    """Output tok/s of every way to do the work, at one output length: for bars."""
+    rates = ((row.name, row.figure("output_throughput")) for row in document.rows if row.output == output)
+    return {name: rate for name, rate in rates if rate is not None}
+
+
+def gains(document: Reproduction, output: int) -> dict[str, float]:
+    """Multiples of `sequential` of every way to do the work, at one output length: for bars."""
+    rates = ((row.name, gain(document, row)) for row in document.rows if row.output == output)
+    return {name: rate for name, rate in rates if rate is not None}
+
+
+def best(document: Reproduction, *modes: str) -> tuple[Row, float] | None:
+    """The row of these modes with the largest gain, and the gain; None without any."""
+    made = [(row, value) for row in document.rows if row.mode in modes and (value := gain(document, row)) is not None]
+    return max(made, key=lambda pair: pair[1]) if made else None
+
+
+def _cell(claim: Claim, recorded: Recorded) -> str:
+    document = recorded.document
+    if claim.pipeline and claim.pipeline != recorded.pipeline:
+        return "–"
+    if document is None:
+        return MISSING
+    if claim.processes is None:
+        found = best(document, *claim.modes)
+        return f"best: {_told(claim, document, *found)}" if found else "no such row"
+    told = [_told(claim, document, row, value) for row, value in _meant(claim, document)]
+    return "; ".join(told) or f"not run with {claim.processes} processes"
+
+
+def _meant(claim: Claim, document: Reproduction) -> Iterator[tuple[Row, float]]:
+    for row in document.rows:
+        value = gain(document, row, claim.figure)
+        if row.mode in claim.modes and row.processes == claim.processes and value is not None:
+            yield row, value
+
+
+def _told(claim: Claim, document: Reproduction, row: Row, value: float) -> str:
+    """`replicas × 2: 1.82, more`, with the output length where there are several."""
+    several = len({each.output for each in document.rows}) > 1
+    length = f", {row.output} new tokens" if several else ""
+    word = "a loss" if value < 1 else "less" if value < claim.gain else "as much or more"
+    return f"{row.name}{length}: {value:.2f}, {word}"
+
+
+def summary(found: list[Recorded]) -> list[dict[str, Any]]:
+    """For each recording: the best of the paper's placements, and this package's engine on the same work."""
+    rows: list[dict[str, Any]] = []
+    for recorded in found:
+        document = recorded.document
+        if document is None:
+            rows.append({"recorded": recorded.label, "best of the paper's": MISSING})
+            continue
+        told: dict[str, Any] = {"recorded": recorded.label}
+        for heading, modes in (
+            ("best of the paper's", ("replicas", "split")),
+            ("split", ("split",)),
+            ("this package's engine", ("engine",)),
+        ):
+            row = best(document, *modes)
+            told[heading] = f"{row[1]:.2f} × ({row[0].name}, {row[0].output} new tokens)" if row else "n/a"
+        rows.append(told)
+    return rows

@@ -1,0 +1,98 @@
+"""Reported figures beside recorded ones: what is chosen, what is called missing, what is called less."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from splitwiser_lab.lab import rerun
+from splitwiser_lab.lab.rerun import MISSING, beside_reported, best, gains, recorded_reproductions, summary, throughputs
+from splitwiser_lab.pipelines.document import Reproduction, Row, Work
+from splitwiser_lab.pipelines.reported import CLAIMS, as_gain
+
+ORIGIN = {
+    "hardware": {"device_name": "some CPU", "cores": 2},
+    "versions": {},
+    "command": "splitwiser-lab reproduce",
+    "commit": "abc",
+    "time_utc": "2026-01-01T00:00:00+00:00",
+}
+
+
+def row(name: str, mode: str, processes: int, ratio: float, steady: float | None = None, output: int = 12) -> Row:
+    made = Row(name, output, mode, processes)
+    made.add({"output_throughput": 10 * ratio, "over_sequential": ratio, "steady_output_throughput": steady})
+    return made
+
+
+@pytest.fixture
+def recordings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[rerun.Recorded]:
+    """A Hugging Face recording of a CPU, and nothing else."""
+    rows = (
+        row("sequential", "sequential", 1, 1.0, 10.0),
+        row("replicas × 2", "replicas", 2, 1.5, 16.0),
+        row("split × 2", "split", 2, 0.9, 12.0),
+        row("replicas × 4", "replicas", 4, 1.3, 14.0),
+        row("engine: sequential", "engine", 1, 3.0),
+    )
+    work = Work("tiny", False, "float32", 2, 64, 8, 0)
+    Reproduction("hf", work, rows, {}, ORIGIN).to_json(tmp_path / "recordings" / "cpu" / "reproduce-hf.json")
+    monkeypatch.setattr(rerun.shipped, "PLACES", (tmp_path,))
+    return recorded_reproductions()
+
+
+def test_every_machine_and_pipeline_has_a_column_recorded_or_not(recordings: list[rerun.Recorded]) -> None:
+    assert [(r.label, r.document is None) for r in recordings] == [
+        ("CPU, Hugging Face", False),
+        ("CPU, vLLM", True),
+        ("H200, Hugging Face", True),
+        ("H200, vLLM", True),
+    ]
+    assert "some CPU, 2 CPU cores; 2026-01-01, commit abc" in str(recordings[0])
+    assert str(recordings[1]) == f"CPU, vLLM: {MISSING}"
+
+
+def test_claims_stand_beside_the_rows_they_mean(recordings: list[rerun.Recorded]) -> None:
+    rows = beside_reported(recordings)
+    assert len(rows) == len(CLAIMS) and all(row["source"] and row["not told"] for row in rows)
+    latency, best_latency, throughput, steady = (row["CPU, Hugging Face"] for row in rows)
+    assert latency == "replicas × 2: 1.50, as much or more; split × 2: 0.90, a loss"
+    assert best_latency == throughput == "best: replicas × 2: 1.50, as much or more"
+    assert steady == "replicas × 4: 1.40, as much or more", "of rates in the window in which all had work"
+    assert rows[0]["CPU, vLLM"] == "–" and rows[1]["CPU, vLLM"] == MISSING == rows[0]["H200, Hugging Face"]
+
+
+def test_less_than_reported_is_called_less() -> None:
+    document = Reproduction(
+        "hf",
+        Work("tiny", False, "float32", 2, 64, 8, 0),
+        (row("sequential", "sequential", 1, 1.0), row("split × 2", "split", 2, 1.1, output=128)),
+        {},
+        ORIGIN,
+    )
+    found = beside_reported([rerun.Recorded("here", "CPU", "hf", document)])
+    assert found[0]["here"] == "split × 2, 128 new tokens: 1.10, less"
+    assert found[3]["here"] == "not run with 4 processes"
+
+
+def test_bars_and_bests(recordings: list[rerun.Recorded]) -> None:
+    document = recordings[0].document
+    assert document is not None
+    assert throughputs(document, 12)["replicas × 2"] == 15.0 and gains(document, 12)["engine: sequential"] == 3.0
+    found = best(document, "replicas", "split")
+    assert found is not None and found[0].name == "replicas × 2" and best(document, "mps") is None
+    assert summary(recordings)[0]["this package's engine"] == "3.00 × (engine: sequential, 12 new tokens)"
+    assert summary(recordings)[1]["best of the paper's"] == MISSING
+
+
+def test_latency_saved_is_a_gain() -> None:
+    assert as_gain(0.5) == 2.0
+    assert CLAIMS[0].gain == pytest.approx(1 / 0.824)
+
+
+def test_the_recorded_overlap_of_a_gpu() -> None:
+    told, modes = rerun.hardware_shared()
+    assert (
+        "NVIDIA H200" in told and {"streams", "mps"} <= set(modes) and all(0.5 < value < 2 for value in modes.values())
+    )
