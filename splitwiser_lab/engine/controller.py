@@ -8,27 +8,37 @@ sum is the overlap gain: above 1, doing both at once beats taking turns.
     mixed batches  both below 1; the gap between two tokens is the time of a mixed batch
     split lanes    both below 1; the gap is the decode step, slowed down
 
+The limit on that gap comes first. Among those that keep it, a short queue wants its first tokens soon, and
+throughput counts for little: the highest prefill rate wins. A long queue, or no limit, wants the most worth.
+
 Decoding early is worth less than it looks when many prompts wait: a step over 4 requests costs nearly as
-much as one over 32, so a token decoded now saves only its part of a fuller step later. `worth` is the gain
-with the decode share reduced by just that.
+much as one over 32, so a token decoded now saves only its part of a fuller step later. And decode counts for
+no more than there is to decode: beside long prompts with short answers, whatever slows prefill down loses. `worth`
+is the gain with the decode share reduced by just that.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 Kind = Literal["turns", "mixed", "split"]
 MARGIN = 0.05  # a change must promise this much more than what runs now
+SPARE = 0.1  # of the limit is kept for what no prediction knows of
+LONG_QUEUE_SECONDS = 0.2  # of prefill at the rate alone: from here on throughput decides
 
 
 @dataclass(frozen=True)
 class Shares:
-    """What both phases keep of their rates alone while they run together; 1 is all of it."""
+    """What both phases keep of their rates alone while they run together; 1 is all of it.
+
+    `pause` is the longest time between two decode steps beside a prefill, in steps alone; 0 when not measured.
+    """
 
     prefill: float
     decode: float
+    pause: float = 0.0
 
     @property
     def gain(self) -> float:
@@ -38,12 +48,16 @@ class Shares:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A mode with options that `auto` may choose. `prior` is expected of it until it was measured."""
+    """A mode with options that `auto` may choose. `prior` is expected of it until it was measured.
+
+    `divides` says of split lanes that a phase has its part of the device and no more, even while the other is idle.
+    """
 
     mode: str
     kind: Kind
     options: dict[str, Any] = field(default_factory=dict)
     prior: Shares = Shares(1.0, 0.0)
+    divides: bool = True
 
     @property
     def label(self) -> str:
@@ -54,11 +68,15 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Load:
-    """The work at hand: requests decoding, requests whose prompt is not done, and the tokens of those prompts."""
+    """The work at hand: requests decoding, requests whose prompt is not done, and the tokens of those prompts.
+
+    `decode_tokens` are those that all of them together are expected to write yet; None for more than matters.
+    """
 
     decoding: int
     waiting: int
     prefill_tokens: int
+    decode_tokens: int | None = None
 
 
 @dataclass(frozen=True)
@@ -87,7 +105,10 @@ class Rates:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a candidate would make of the load. `gap_ms` is the longest pause between two tokens of a request."""
+    """What a candidate would make of the load. `gap_ms` is the longest pause between two tokens of a request.
+
+    `verdict` says why it was chosen, or why not.
+    """
 
     candidate: Candidate
     shares: Shares
@@ -96,16 +117,18 @@ class Prediction:
     step_ms: float
     gap_ms: float
     worth: float
+    verdict: str = ""
 
     def __str__(self) -> str:
         known = "measured" if self.measured else "expected, not yet measured"
         decode = (
             f"decode at {self.shares.decode:.2f} of its rate alone" if self.shares.decode else "no decode meanwhile"
         )
+        verdict = f" {self.verdict[0].upper()}{self.verdict[1:]}." if self.verdict else ""
         return (
             f"{self.candidate.label}: prefill at {self.shares.prefill:.2f} of its rate alone "
             f"({self.prefill_tok_s:,.0f} tok/s), {decode} ({known}); overlap gain {self.shares.gain:.2f}, worth "
-            f"{self.worth:.2f}; longest gap between two tokens {self.gap_ms:.1f} ms."
+            f"{self.worth:.2f}; longest gap between two tokens {self.gap_ms:.1f} ms.{verdict}"
         )
 
 
@@ -128,9 +151,10 @@ def decide(
 ) -> Decision:
     """Choose among `candidates`; the first one must take turns, and is the one to fall back to.
 
-    With one phase alone at work, the whole device belongs to it. With both, of those that keep the ITL limit
-    the one of most worth, if it promises 5 % more than taking turns and than what runs now; when none keeps
-    the limit, the one with the shortest gap. Raises ValueError when the first candidate does not take turns.
+    With one phase alone at work, the whole device belongs to it. With both, the limit comes first: of those that
+    keep it with a tenth to spare, the one of most worth, or, while the queue is short, the one with the soonest first
+    token; when none keeps it, the one with the shortest gap. What runs now stays unless another promises 5 % more.
+    Raises ValueError when the first candidate does not take turns.
     """
     turns = candidates[0]
     if turns.kind != "turns":
@@ -141,8 +165,8 @@ def decide(
     if not load.decoding or not load.prefill_tokens:
         return _one_phase(turns, load, current)
     predictions = tuple(predict(candidate, rates, load) for candidate in candidates)
-    choice, reason = _best(predictions, current, itl_limit_ms)
-    return Decision(choice, reason, load, predictions)
+    short = rates.prefill.at(load.prefill_tokens) < LONG_QUEUE_SECONDS
+    return _best(predictions, load, current, itl_limit_ms, short)
 
 
 def predict(candidate: Candidate, rates: Rates, load: Load) -> Prediction:
@@ -155,9 +179,12 @@ def predict(candidate: Candidate, rates: Rates, load: Load) -> Prediction:
     if candidate.kind == "turns":
         gap = rates.prefill.at(load.prefill_tokens) + step
     else:
-        gap = step / max(shares.decode, 1e-9)
+        gap = step * max(1 / max(shares.decode, 1e-9), shares.pause)
     full = load.decoding + load.waiting
-    later = rates.decode.at(full) * load.decoding / full  # what these tokens would cost in a fuller batch
+    each = rates.decode.at(full) / full  # seconds a token in a full batch
+    worth = shares.decode * min(1.0, each * load.decoding / max(step, 1e-9))
+    if load.decode_tokens is not None:
+        worth = min(worth, shares.prefill * each * load.decode_tokens / rates.prefill.at(load.prefill_tokens))
     return Prediction(
         candidate=candidate,
         shares=shares,
@@ -165,7 +192,7 @@ def predict(candidate: Candidate, rates: Rates, load: Load) -> Prediction:
         prefill_tok_s=alone_tok_s * shares.prefill,
         step_ms=step * 1e3,
         gap_ms=gap * 1e3,
-        worth=shares.prefill + shares.decode * min(1.0, later / max(step, 1e-9)),
+        worth=shares.prefill + worth,
     )
 
 
@@ -183,41 +210,83 @@ def _prior(candidate: Candidate, rates: Rates, load: Load) -> Shares:
 def _one_phase(turns: Candidate, load: Load, current: Candidate) -> Decision:
     if not load.decoding and not load.prefill_tokens:
         return Decision(current, "there is nothing to do", load)
-    if load.decoding and current.kind != "split":
-        return Decision(current, "only decode has work, and it has the whole device already", load)
     phase = "decode" if load.decoding else "prefill"
+    whole = (load.decoding and current.kind == "mixed") or (current.kind == "split" and not current.divides)
+    if whole or current.kind == "turns":
+        return Decision(current, f"only {phase} has work, and it has the whole device already", load)
     return Decision(turns, f"only {phase} has work, so it gets the whole device", load)
 
 
-def _best(predictions: Sequence[Prediction], current: Candidate, limit_ms: float | None) -> tuple[Candidate, str]:
-    turns = predictions[0]
-    running = next((p for p in predictions if p.candidate == current), turns)
-    allowed = [p for p in predictions if limit_ms is None or p.gap_ms <= limit_ms]
+def _best(
+    predictions: tuple[Prediction, ...], load: Load, current: Candidate, limit_ms: float | None, short: bool
+) -> Decision:
+    allowed = [p for p in predictions if limit_ms is None or p.gap_ms <= limit_ms * (1 - SPARE)]
+    running = next((p for p in predictions if p.candidate == current), predictions[0])
     if not allowed:
+        assert limit_ms is not None
         best = min(predictions, key=lambda p: p.gap_ms)
-        return best.candidate, (
+        best = running if running.gap_ms <= best.gap_ms * (1 + MARGIN) else best
+        reason = (
             f"no choice keeps the gap between two tokens within {limit_ms:.1f} ms, and {best.candidate.label} comes "
             f"closest with {best.gap_ms:.1f} ms"
         )
+    elif limit_ms is not None and short:
+        best, reason = _soonest(allowed, running, predictions[0], limit_ms)
+    else:
+        best, reason = _most_worth(allowed, running, predictions[0], limit_ms)
+    judged = tuple(replace(p, verdict=_verdict(p, best, allowed, limit_ms)) for p in predictions)
+    return Decision(best.candidate, reason, load, judged)
+
+
+def _soonest(
+    allowed: Sequence[Prediction], running: Prediction, turns: Prediction, limit_ms: float
+) -> tuple[Prediction, str]:
+    """The queue is short: of those within the limit, where its prompts are done first."""
+    best = max(allowed, key=lambda p: (p.shares.prefill, p.worth))
+    if running in allowed and running.shares.prefill * (1 + MARGIN) >= best.shares.prefill:
+        best = running
+    return best, (
+        f"the queue is short, and {best.candidate.label} has the soonest first token within the limit of "
+        f"{limit_ms:.1f} ms between two tokens: prefill at {best.shares.prefill:.2f} of its rate alone, longest gap "
+        f"{best.gap_ms:.1f} ms{_stall(turns, allowed)}"
+    )
+
+
+def _stall(turns: Prediction, allowed: Sequence[Prediction]) -> str:
+    return "" if turns in allowed else f"; taking turns would stall decode for {turns.gap_ms:.1f} ms"
+
+
+def _most_worth(
+    allowed: Sequence[Prediction], running: Prediction, turns: Prediction, limit_ms: float | None
+) -> tuple[Prediction, str]:
+    """Most work done for the time, unless another is as good as it, and runs or takes turns."""
     best = max(allowed, key=lambda p: (p.worth, p.shares.prefill))
     within = "" if limit_ms is None else f" within the limit of {limit_ms:.1f} ms between two tokens"
     if best.candidate != running.candidate and running in allowed and best.worth < running.worth * (1 + MARGIN):
-        return running.candidate, (
+        return running, (
             f"{best.candidate.label} promises a worth of {best.worth:.2f}{within}, less than {MARGIN:.0%} above the "
             f"{running.worth:.2f} of what runs now"
         )
     needed = turns.worth * (1.0 if best.candidate == running.candidate else 1 + MARGIN)
     if turns in allowed and best.worth < needed:
-        return turns.candidate, (
+        return turns, (
             f"the best overlap{within}, {best.candidate.label}, has a worth of {best.worth:.2f}: "
             f"too little above the 1.00 of taking turns"
         )
     if best.candidate == turns.candidate:
-        return turns.candidate, f"no overlap{within} is worth more than taking turns"
-    over = ""
-    if turns not in allowed:
-        over = f"; taking turns would stall decode for {turns.gap_ms:.1f} ms"
-    return best.candidate, (
+        return turns, f"no overlap{within} is worth more than taking turns"
+    return best, (
         f"{best.candidate.label} is worth most{within}: {best.worth:.2f} times taking turns, overlap gain "
-        f"{best.shares.gain:.2f}, longest gap {best.gap_ms:.1f} ms{over}"
+        f"{best.shares.gain:.2f}, longest gap {best.gap_ms:.1f} ms{_stall(turns, allowed)}"
     )
+
+
+def _verdict(one: Prediction, best: Prediction, allowed: Sequence[Prediction], limit_ms: float | None) -> str:
+    """Why this one is the choice, or is not."""
+    if one.candidate == best.candidate:
+        return "this is the choice"
+    if one not in allowed and allowed:
+        return f"not chosen, as its gap leaves less than {SPARE:.0%} of the limit of {limit_ms:g} ms to spare"
+    if not allowed:
+        return f"not chosen, as its gap is not the shortest by {MARGIN:.0%}"
+    return f"not chosen, as it does not promise {MARGIN:.0%} more than {best.candidate.label}"

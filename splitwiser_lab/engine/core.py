@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 
 from splitwiser_lab.engine.pages import PageAllocator
 from splitwiser_lab.engine.request import Request
-from splitwiser_lab.engine.scheduler import Limits, Policy, Scheduled, Scheduler
+from splitwiser_lab.engine.scheduler import Limits, Policy, Scheduled, Scheduler, decode_only
 from splitwiser_lab.errors import LaneError, SplitwiserError
 from splitwiser_lab.lanes.base import Lane, Ticket, wait_any
 from splitwiser_lab.timeline import FinishReason, ModeChange, Span
@@ -134,7 +134,9 @@ class Core:
                 if self._switch is None and self._controller is not None:
                     self._switch = self._controller()
                 if self._switch is None:
-                    self._submit()
+                    self._submit(self._stations)
+                else:
+                    self._submit([station for station in self._stations if self._decodes_on(station)])
                 oldest = [station.under_way[0][1] for station in self._stations if station.under_way]
                 if not oldest:
                     return self._settle_idle()
@@ -162,9 +164,14 @@ class Core:
                 self._finish_batch(station)
         self.scheduler.forget_under_way()  # an interrupt may have come between choosing and folding back
 
-    def _submit(self) -> None:
-        """Keep every lane as busy as it can be: one that takes the tokens of its last batch itself runs ahead."""
-        for station in self._stations:
+    def _decodes_on(self, station: Station) -> bool:
+        """Before a switch, tokens go on coming while another lane still has a batch to finish, perhaps a long one."""
+        others = any(other.under_way for other in self._stations if other is not station)
+        return station.policy is decode_only and others
+
+    def _submit(self, stations: Sequence[Station]) -> None:
+        """Keep these lanes as busy as they can be: one that takes the tokens of its last batch itself runs ahead."""
+        for station in stations:
             lane = station.lane
             while len(station.under_way) < lane.depth:
                 scheduled = station.policy(self.scheduler, lane.name)

@@ -121,7 +121,8 @@ class Engine:
             self._governor, switch = None, self._prepare(mode, options)
         else:
             chunk = self._default_limits.chunk_tokens
-            self._governor = govern(self._core, self._prepare, self.device, chunk, options)
+            running = self._house.running()
+            self._governor = govern(self._core, self._prepare, self.device, chunk, options, running)
             switch = self._governor.start
         self._core.switch(switch)
 

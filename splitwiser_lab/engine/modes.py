@@ -83,7 +83,10 @@ MODES = {
             "auto",
             "whichever of the others pays for the work at hand, by measured rates",
             {},  # no lanes of its own: it borrows those of the mode it chooses
-            {"itl_limit_ms": "the longest gap between two tokens that may be planned for, in milliseconds"},
+            {
+                "itl_limit_ms": "the longest gap between two tokens that may be planned for, in milliseconds",
+                "with_processes": "1 to have lanes in other processes among the choices on a GPU",
+            },
         ),
     )
 }

@@ -7,15 +7,20 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from statistics import median
+from collections.abc import Iterable
+from dataclasses import astuple
+from itertools import pairwise
+from statistics import fmean, median
 
 from splitwiser_lab.engine.controller import Candidate, Line, Rates, Shares
+from splitwiser_lab.engine.request import Request
 from splitwiser_lab.timeline import Span
 
 _RECENT = 9  # samples of a kind that count
 _TRUSTED = 2  # samples of a candidate's shares before they replace what was expected
 _MEMORY_SECONDS = 120.0  # then shares are forgotten, and a candidate that lost gets another chance
 _COVERED = 0.5  # part of a prefill in which decode must have run for the two to count as overlapping
+_RECENT_ENDS = 64  # requests whose lengths count
 _DECODE_KEPT = 4096  # decode spans kept until the prefill beside them ends
 
 
@@ -46,7 +51,7 @@ class RateBook:
                 samples.popleft()
             if len(samples) >= _TRUSTED:
                 seen = [share for _, share in samples]
-                shares[label] = Shares(median(s.prefill for s in seen), median(s.decode for s in seen))
+                shares[label] = Shares(*(median(part) for part in zip(*map(astuple, seen), strict=True)))
         return Rates(self._prefill.line(), self._decode.line(), shares)
 
     def chosen(self) -> None:
@@ -75,13 +80,36 @@ class RateBook:
         if took < _COVERED * span.seconds:
             return
         alone = sum(decode.at(step.decode_tokens) for step in steps)
-        self._note(candidate, span, Shares(prefill.at(span.prefill_tokens) / span.seconds, alone / took))
+        pauses = [(after.end - before.end) / decode.at(after.decode_tokens) for before, after in pairwise(steps)]
+        pause = max([steps[0].seconds / decode.at(steps[0].decode_tokens), *pauses])
+        self._note(candidate, span, Shares(prefill.at(span.prefill_tokens) / span.seconds, alone / took, pause))
 
     def _note(self, candidate: Candidate, span: Span, share: Shares) -> None:
         if candidate.label not in self._shares:  # its very first batch: much was made or loaded for it
             self._shares[candidate.label] = deque(maxlen=_RECENT)
             return
         self._shares[candidate.label].append((span.end, share))
+
+
+class Lengths:
+    """How many tokens requests write: learned from those that ended."""
+
+    def __init__(self) -> None:
+        self._open: dict[int, Request] = {}
+        self._ended: deque[int] = deque(maxlen=_RECENT_ENDS)
+
+    def look(self, requests: Iterable[Request]) -> None:
+        """Take note of what runs now, and of what ran at the last look and has ended."""
+        for request in [request for request in self._open.values() if request.done]:
+            del self._open[request.id]
+            self._ended.append(len(request.output))
+        self._open.update((request.id, request) for request in requests)
+
+    def left(self, request: Request) -> int:
+        """Tokens that a request is expected to write yet: what it asked for, but no more than others of late."""
+        written = len(request.output)
+        left = request.sampling.max_new_tokens - written
+        return max(1, min(left, round(fmean(self._ended)) - written)) if self._ended else left
 
 
 class _Curve:

@@ -61,6 +61,10 @@ class LaneHouse:
         high = kind == "stream" and name == "decode"
         return DeviceLane(name, self._transformer, stream_of(self, self._device, high))
 
+    def running(self) -> set[LaneKind]:
+        """The kinds of which a lane in another process runs now."""
+        return {key[0] for key, lane in self._kept.items() if isinstance(lane, ProcessLane) and lane.pid}
+
     def close_rivals(self, chosen: Collection[Lane], in_use: Collection[Lane]) -> None:
         """Close lane processes that differ from a chosen lane in nothing but their share, unless they are in use.
 

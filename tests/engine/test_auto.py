@@ -10,8 +10,11 @@ from tiny_models import expected, prompts_of
 
 import splitwiser_lab as sl
 from splitwiser_lab.engine import auto as auto_module
-from splitwiser_lab.engine.auto import candidates
-from splitwiser_lab.engine.controller import Decision
+from splitwiser_lab.engine import choices
+from splitwiser_lab.engine.choices import candidates
+from splitwiser_lab.engine.controller import Candidate, Decision
+from splitwiser_lab.engine.rates import Lengths
+from splitwiser_lab.engine.request import Request, Sampling
 
 PROMPTS = prompts_of(70, 20, 5, 90, 33, 64, 12, 50)
 
@@ -94,12 +97,56 @@ def test_lanes_that_do_not_start_are_left_out_and_named(
 
 
 def test_the_choices_of_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(auto_module, "cores", lambda: [0, 1])
+    monkeypatch.setattr(choices, "cores", lambda: [0, 1])
     found, left_out = candidates("cpu", 128)
-    assert [c.label for c in found] == ["sequential", "chunked (chunk_tokens=128)", "processes"] and not left_out
-    monkeypatch.setattr(auto_module, "cores", lambda: [0])
+    chunks = [f"chunked (chunk_tokens={tokens})" for tokens in (64, 128, 256, 512)]
+    assert [c.label for c in found] == ["sequential", *chunks, "processes"] and not left_out
+    monkeypatch.setattr(choices, "cores", lambda: [0])
     found, left_out = candidates("cpu", 128)
-    assert len(found) == 2 and "one core" in left_out["processes"]
+    assert len(found) == 5 and "one core" in left_out["processes"]
+
+
+def modes(found: list[Candidate]) -> set[str]:
+    return {candidate.mode for candidate in found}
+
+
+def test_the_choices_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everything that runs here; other processes only where they run already, or are asked for."""
+    asked = []
+    monkeypatch.setattr(choices, "find_mode", lambda mode, device: asked.append(mode))
+    monkeypatch.setattr(choices, "splits", lambda device, parts: [(32, 0.24), (64, 0.48)])
+    found, left_out = candidates("cuda", 512)
+    assert modes(found) == {"sequential", "chunked", "partitioned", "streams"} and found[0].kind == "turns"
+    assert set(left_out) == {"mps", "processes"} == {"mps", "processes"} - set(asked), "a daemon is not even tried"
+    assert "with_processes=1" in left_out["mps"]
+    assert "processes" in modes(candidates("cuda", 512, {"process"})[0])
+    assert {"mps", "processes"} <= modes(candidates("cuda", 512, with_processes=True)[0])
+    divides = {candidate.mode: candidate.divides for candidate in found}
+    assert divides["partitioned"] and not divides["streams"]
+
+
+def test_what_a_gpu_cannot_do_is_left_out_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    def find_mode(mode: str, device: str) -> None:
+        if mode == "partitioned":
+            raise sl.ModeError("the driver knows no green contexts.")
+
+    monkeypatch.setattr(choices, "find_mode", find_mode)
+    found, left_out = candidates("cuda", 512)
+    assert "streams" in modes(found) and left_out["partitioned"] == "the driver knows no green contexts"
+
+
+def test_lengths_are_learned_from_requests_that_ended() -> None:
+    lengths = Lengths()
+    first, second = (Request(n, [1], Sampling(max_new_tokens=500), 0.0) for n in range(2))
+    lengths.look([first, second])
+    assert lengths.left(second) == 500, "nothing is known yet"
+    first.output += [1] * 40
+    first.finish("stop", 1.0)
+    second.output += [1] * 10
+    lengths.look([second])
+    assert lengths.left(second) == 30
+    second.output += [1] * 100
+    assert lengths.left(second) == 1
 
 
 def test_its_option_is_checked(make_engine: MakeEngine) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from splitwiser_lab.engine.controller import Candidate, Line, Load, Rates, Shares, decide, predict
@@ -42,6 +44,16 @@ class TestPrediction:
         steady, start = predict(HALF, RATES, BOTH), predict(HALF, RATES, Load(2, 30, 60_000))
         assert steady.worth == pytest.approx(0.5 + 0.8 * (1.33 * 32 / 33) / 1.32)
         assert start.worth == pytest.approx(0.5 + 0.8 * (1.32 * 2 / 32) / 1.02) and start.worth < 1
+
+    def test_decode_counts_for_no_more_than_there_is_to_decode(self) -> None:
+        """2,000 prompt tokens take 10 ms; a token in a full batch of 33 costs 40 µs."""
+        few, many = (predict(HALF, RATES, replace(BOTH, decode_tokens=n)).worth for n in (25, 5000))
+        assert few == pytest.approx(0.5 + 0.5 * 25 * 1.33e-3 / 33 / 10e-3) and few < 1
+        assert many == predict(HALF, RATES, BOTH).worth
+
+    def test_a_measured_pause_counts_more_than_the_mean(self) -> None:
+        found = predict(HALF, measured(half=Shares(0.5, 0.8, pause=6.0)), BOTH)
+        assert found.gap_ms == pytest.approx(6 * 1.32)
 
 
 class TestDecision:
@@ -84,6 +96,20 @@ class TestDecision:
         assert decide(ALL, barely, BOTH, HALF).choice == HALF and decide(ALL, barely, BOTH, TURNS).choice == TURNS
         loses = measured(half=Shares(0.40, 0.50), quarter=Shares(0.4, 0.3), chunked=Shares(0.6, 0.3))
         assert decide(ALL, loses, BOTH, HALF).choice == TURNS
+
+    def test_under_a_limit_a_short_queue_wants_its_first_tokens_soon_and_a_long_one_the_most_worth(self) -> None:
+        short, long = BOTH, Load(decoding=32, waiting=30, prefill_tokens=60_000)
+        shares = measured(half=Shares(0.5, 0.8), quarter=Shares(0.7, 0.4), chunked=Shares(0.6, 0.4))
+        assert decide(ALL, shares, short, TURNS, itl_limit_ms=10).choice == QUARTER, "prefill at 0.7"
+        assert decide(ALL, shares, short, TURNS, itl_limit_ms=15).choice == TURNS, "its stall of 11 ms is allowed"
+        assert decide(ALL, shares, long, TURNS, itl_limit_ms=10).choice == HALF
+        assert decide(ALL, shares, short, TURNS).choice == HALF, "without a limit, throughput"
+
+    def test_lanes_that_divide_nothing_can_stay_when_one_phase_is_alone(self) -> None:
+        whole = replace(HALF, divides=False)
+        for load in (Load(8, 0, 0), Load(0, 2, 500)):
+            assert decide((TURNS, whole), RATES, load, whole).choice == whole
+            assert decide((TURNS, HALF), RATES, load, HALF).choice == TURNS
 
     def test_one_phase_alone_gets_the_whole_device(self) -> None:
         only_decode, only_prefill = Load(8, 0, 0), Load(0, 2, 500)
@@ -159,6 +185,15 @@ class TestRateBook:
         self.overlap(book, 32.0)
         share = book.rates(33.0).shares[HALF.label]
         assert share.prefill == pytest.approx(0.5) and share.decode == pytest.approx(0.6)
+        assert share.pause == pytest.approx(5 / 3)
+
+    def test_a_pause_between_two_steps_is_noted(self, book: RateBook) -> None:
+        """Of 20 ms the second step waits 9: its token comes 12 ms after the first's, where a step alone takes 3."""
+        for start in (30.0, 31.0, 32.0):
+            for at, seconds in ((0.0, 0.003), (0.012, 0.003), (0.0151, 0.003)):
+                book.learn(decode(start + at, seconds, 10), HALF)
+            book.learn(prefill(start, 0.02, 1000), HALF)
+        assert book.rates(33.0).shares[HALF.label].pause == pytest.approx(4.0)
 
     def test_a_prefill_with_little_decode_beside_it_tells_nothing(self, book: RateBook) -> None:
         for start in (30.0, 31.0, 32.0, 33.0):

@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from splitwiser_lab.engine.auto import splits
+from splitwiser_lab.engine.choices import splits
 from splitwiser_lab.engine.engine import Engine
 from splitwiser_lab.engine.modes import supported_modes
 from splitwiser_lab.measure.gpu_suite.plan import ChatLimits, Plan, SectionName
