@@ -73,6 +73,8 @@ def reproduce(
         seed=seed,
         dtype=dtype,
     )
+    if only_phases and pipeline == "vllm":
+        raise SplitwiserError("vLLM runs its phases inside one engine: --only-phases is for --pipeline hf.")
     skip = not (mps or sm_shares)
     with progress() as tell:
         if pipeline == "vllm":
@@ -106,6 +108,9 @@ def _tell(found: Reproduction, json_file: Path | None) -> None:
         )
     for note in found.notes():
         console.print(note, markup=False, highlight=False)
+    for reason in dict.fromkeys(found.skipped.values()):
+        names = ", ".join(name for name, why in found.skipped.items() if why == reason)
+        console.print(f"left out: {names}: {reason}", markup=False, highlight=False)
     if json_file:
         found.to_json(json_file)
     if found.unexplained:

@@ -137,6 +137,7 @@ def test_parts_make_one_document(tmp_path: Path) -> None:
     ]
     assert found.rows[0].samples["output_throughput"] == [10.0, 12.0, 11.0]
     assert found.skipped == {"replicas × 8": "no room"}, "what another part ran was not left out"
+    assert "left out: replicas × 8: no room" in result.stdout
     assert found.phases == phases and [piece["command"] for piece in found.parts] == [
         ORIGIN["command"],
         "other",

@@ -102,6 +102,7 @@ def test_only_the_phases(tmp_path: Path) -> None:
         (["--pipeline", "jax"], "no pipeline 'jax'"),
         (["--scale", "large"], "small or paper"),
         (["--processes", "two"], "give whole numbers"),
+        (["--pipeline", "vllm", "--only-phases"], "is for --pipeline hf"),
     ],
 )
 def test_words_that_cannot_be(words: list[str], message: str) -> None:

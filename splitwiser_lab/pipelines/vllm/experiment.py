@@ -31,9 +31,9 @@ class VllmExperiment:
         """Random prompts, the same for every placement and output length."""
         return Workload.closed(self.requests, self.input, output, self.seed)
 
-    def warm_up(self, output: int) -> Workload:
-        """The first of these requests: two for each engine of the largest placement."""
-        return self.workload(output).head(2 * max(placement.engines for placement in self.placements))
+    def warm_up(self, output: int, processes: int) -> Workload:
+        """The first of these requests: two for each of so many engines."""
+        return self.workload(output).head(2 * processes)
 
     def with_knobs(
         self,
