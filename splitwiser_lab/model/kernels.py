@@ -6,6 +6,7 @@ faster set must equal. Which set suits a device is chosen here, with the reason.
 
 from __future__ import annotations
 
+import functools
 from typing import Any, Protocol
 
 import torch
@@ -82,13 +83,22 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     """x / sqrt(mean(x^2) + eps) * weight over the last dimension."""
     if x.device.type != "cpu":
         return F.rms_norm(x, weight.shape, weight, eps)
-    # PyTorch has no kernel of its own for this on a CPU and composes six; these are four.
-    squares = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32).square_()
-    out: torch.Tensor = (x * squares.div_(x.shape[-1]).add_(eps).rsqrt_().to(x.dtype)).mul_(weight)
+    # PyTorch has no kernel of its own for this on a CPU and composes more, and larger, operations.
+    length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
+    scale = torch.addcmul(_constant(eps), length, length, value=1 / x.shape[-1]).rsqrt_()
+    out: torch.Tensor = (x * scale.to(x.dtype)).mul_(weight)
     return out
+
+
+@functools.cache
+def _constant(value: float) -> torch.Tensor:
+    return torch.tensor(value, dtype=torch.float32)
 
 
 def _rotate(x: torch.Tensor, cos: torch.Tensor, signed_sin: torch.Tensor) -> torch.Tensor:
     """Rotary embedding (Su et al., arXiv 2104.09864) of `x` [T, heads, D], pairs half a head apart."""
-    low, high = x.chunk(2, dim=-1)
-    return torch.addcmul(x * cos, torch.cat((high, low), dim=-1), signed_sin)
+    out = x * cos
+    (low, high), (low_sin, high_sin) = x.chunk(2, dim=-1), signed_sin.chunk(2, dim=-1)
+    for half, other, sin in zip(out.chunk(2, dim=-1), (high, low), (low_sin, high_sin), strict=True):
+        half.addcmul_(other, sin)  # no copy of x with its halves exchanged
+    return out

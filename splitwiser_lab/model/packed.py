@@ -27,6 +27,14 @@ def multiply(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = 
     return out
 
 
+def gated(x: torch.Tensor, gate: torch.Tensor, up: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """silu(`x` @ gate.T) * (`x` @ up.T), both packed [out, in], by oneDNN within the products; `bias` is [2 * out]."""
+    biases = (None, None) if bias is None else bias.chunk(2)
+    opened = torch.ops.mkldnn._linear_pointwise(x, gate, biases[0], "swish", [], "")
+    out: torch.Tensor = torch.ops.mkldnn._linear_pointwise.binary(x, opened, up, biases[1], "mul")
+    return out
+
+
 def packable(weight: torch.Tensor) -> bool:
     """Whether this matrix [out, in] can be packed in its place: not where blocks would need padding."""
     return weight.dtype in _DTYPES and _layout(tuple(weight.shape), weight.dtype) is not None
@@ -79,7 +87,11 @@ def packing() -> Choice:
             return Choice("plain", "oneDNN's linear kernel computed something else than PyTorch's")
         if not packable(copy):
             return Choice("onednn", "oneDNN packs matrices into another size here: they stay plain")
-        if not torch.allclose(multiply(x, pack(copy)), wanted, rtol=1e-5, atol=1e-5):
+        packed = pack(copy)
+        both = torch.nn.functional.silu(wanted) * wanted
+        if not torch.allclose(multiply(x, packed), wanted, rtol=1e-5, atol=1e-5) or not torch.allclose(
+            gated(x, packed, packed), both, rtol=1e-5, atol=1e-5
+        ):
             return Choice("onednn", "packed weights computed something else than plain ones: they stay plain")
     except (AttributeError, RuntimeError, TypeError, OSError) as error:
         return Choice("plain", f"oneDNN's kernel cannot be reached in PyTorch {torch.__version__}: {error}")

@@ -18,6 +18,7 @@ from splitwiser_lab.model.batch import Batch
 from splitwiser_lab.model.kernels import Kernels, PlainKernels, rms_norm
 from splitwiser_lab.model.kv_pool import KVPool
 from splitwiser_lab.model.linear import linear
+from splitwiser_lab.model.packed import gated
 from splitwiser_lab.model.sampling import sample
 from splitwiser_lab.model.weights import Weights
 
@@ -90,7 +91,12 @@ class Transformer:
     def _mlp(self, kernels: Kernels, x: torch.Tensor, name: str) -> torch.Tensor:
         if self.config.is_opt:
             return self._linear(_ACTIVATIONS[self.config.activation](self._linear(x, f"{name}.up")), f"{name}.down")
-        return self._linear(kernels.gate(self._linear(x, f"{name}.gate_up")), f"{name}.down")
+        gate = self.weights.get(f"{name}.gate.weight")
+        if gate is None:
+            x = kernels.gate(self._linear(x, f"{name}.gate_up"))
+        else:
+            x = gated(x, gate, self.weights[f"{name}.up.weight"], self.weights.get(f"{name}.gate_up.bias"))
+        return self._linear(x, f"{name}.down")
 
     def _linear(self, x: torch.Tensor, name: str) -> torch.Tensor:
         return linear(x, self.weights[f"{name}.weight"], self.weights.get(f"{name}.bias"))

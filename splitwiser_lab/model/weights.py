@@ -55,6 +55,10 @@ class Weights:
         """The tensor, or None where this family has none of that name (biases, query and key norms)."""
         return self._tensors.get(name)
 
+    def names(self) -> list[str]:
+        """All names; once packed, `layers.N.gate` and `layers.N.up` may stand for `layers.N.gate_up`."""
+        return list(self._tensors)
+
     def pack(self) -> None:
         """Lay the matrices out as this CPU multiplies fastest; afterwards only `linear` can read them.
 
@@ -66,7 +70,15 @@ class Weights:
     def _pack(self, lay_out: Callable[[torch.Tensor], torch.Tensor]) -> None:
         self.packed = True
         for name, tensor in self._plain.items():
-            if tensor.dim() == 2 and name not in _LOOKED_UP and packable(tensor):
+            if tensor.dim() != 2 or name in _LOOKED_UP:
+                continue
+            # As two matrices, gate and up are gated within their products: see `packed.gated`.
+            halves = tensor.chunk(2) if name.endswith(".gate_up.weight") else ()
+            if halves and packable(halves[0]):
+                del self._tensors[name]
+                for part, half in zip(("gate", "up"), halves, strict=True):
+                    self._tensors[name.replace("gate_up", part)] = lay_out(half)
+            elif packable(tensor):
                 self._tensors[name] = lay_out(tensor)
 
     def fill(self, read: Callable[[str], torch.Tensor]) -> Weights:

@@ -93,7 +93,8 @@ def _products(config: ModelConfig, device: str, dtype: torch.dtype) -> tuple[tup
     shape = replace(config, layers=layers, vocab_size=64)
     weights = Weights(shape, dtype, device).fill_random()
     weights.pack()
-    sizes = {n: size for n, (size, _) in shape.layout().items() if n.startswith("layers.") and len(size) == 2}
+    named = {name: tuple(weights[name].shape) for name in weights.names() if name.startswith("layers.")}
+    sizes = {name: size for name, size in named.items() if len(size) == 2}
     found = []
     for rows in _ROWS[kind]:
         some = max(1, int(layers * _MOST_FLOPS[kind] // (2 * rows * layers * per_layer)))

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from splitwiser_lab.model.linear import linear
-from splitwiser_lab.model.packed import pack, packable, packing, view
+from splitwiser_lab.model.packed import gated, pack, packable, packing, view
 
 
 @pytest.fixture
@@ -109,3 +109,16 @@ def test_a_kernel_that_is_gone_is_not_used(monkeypatch: pytest.MonkeyPatch, fres
     monkeypatch.setattr(torch.ops, "mkldnn", object())
     assert packing().value == "plain"
     assert torch.__version__ in packing().reason
+
+
+@needs_packing
+@pytest.mark.parametrize("biased", [True, False])
+@pytest.mark.parametrize("rows", [1, 8, 100])
+def test_gating_within_the_products(rows: int, biased: bool) -> None:
+    generator = torch.Generator().manual_seed(rows)
+    x, both = torch.randn(rows, 64, generator=generator), torch.randn(256, 64, generator=generator)
+    bias = torch.randn(256, generator=generator) if biased else None
+    gate, up = F.linear(x, both, bias).chunk(2, dim=-1)
+    memory = [half.clone() for half in both.chunk(2)]  # packed views do not keep it alive
+    halves = [pack(half) for half in memory]
+    torch.testing.assert_close(gated(x, *halves, bias), F.silu(gate) * up, rtol=1e-5, atol=1e-4)
