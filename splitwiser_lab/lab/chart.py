@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any, Literal
 
-from splitwiser_lab.lab.static import GREY
+from splitwiser_lab.lab.palette import INK
+from splitwiser_lab.lab.svg import page
 
 _WIDTH, _HEIGHT = 760, 380  # of the plot with its axes, in pixels
 _LEFT, _RIGHT, _BELOW = 78, 26, 46
@@ -86,14 +87,8 @@ class _Drawing:
         self._axes()
         for series in self.chart.series:
             self._series(series)
-        height = self.top + _HEIGHT
-        return (
-            f'<svg xmlns="http://www.w3.org/2000/svg" class="chart" role="img" viewBox="0 0 {_WIDTH} {height:.0f}" '
-            f'width="{_WIDTH}" height="{height:.0f}" font-family="system-ui, sans-serif" font-size="12" fill="{GREY}">'
-            f"<title>{escape(self.chart.title)}</title><desc>{escape(self.chart.described)}</desc>"
-            + "\n".join(self.parts)
-            + "</svg>"
-        )
+        title, described = self.chart.title, self.chart.described
+        return page("chart", _WIDTH, self.top + _HEIGHT, title, described, self.parts)
 
     def x(self, value: float) -> float:
         return _LEFT + (_WIDTH - _LEFT - _RIGHT) * _share(value, self.x_range)
@@ -130,7 +125,7 @@ class _Drawing:
         for value in log_ticks(low, high):
             lines += f"M{self.x(left):.1f} {self.y(value):.1f}H{self.x(right):.1f}"
             self._text(_LEFT - 8, self.y(value) + 4, si(value), "end", ' font-size="11"')
-        self.parts.append(f'<path d="{lines}" stroke="{GREY}" stroke-opacity="0.25"/>')
+        self.parts.append(f'<path d="{lines}" stroke="{INK}" stroke-opacity="0.25"/>')
         self._text((_LEFT + _WIDTH - _RIGHT) / 2, self.y(low) + 37, self.chart.x_title, "middle")
         middle = (self.y(low) + self.y(high)) / 2
         self._text(16, middle, self.chart.y_title, "middle", f' transform="rotate(-90 16 {middle:.1f})"')
@@ -171,15 +166,17 @@ def chart_figure(chart: Chart) -> Any:
     """The chart as a plotly figure. Raises ValueError when there is nothing to draw."""
     import plotly.graph_objects as go
 
-    from splitwiser_lab.lab.plots import style
+    from splitwiser_lab.lab.plot_style import style
 
-    ranges = [[math.log10(end) for end in ends] for ends in chart.ranges()]
     figure = go.Figure()
     for series in chart.series:
         figure.add_trace(trace(series))
     style(figure, chart.title, height=480)
-    figure.update_xaxes(title_text=chart.x_title, type="log", range=ranges[0], dtick=1, tickformat="~s")
-    figure.update_yaxes(title_text=chart.y_title, type="log", range=ranges[1], dtick=1, tickformat="~s")
+    axes = zip((figure.update_xaxes, figure.update_yaxes), (chart.x_title, chart.y_title), chart.ranges(), strict=True)
+    for update, text, ends in axes:
+        marks = log_ticks(*ends)
+        update(title_text=text, type="log", range=[math.log10(end) for end in ends])
+        update(tickvals=marks, ticktext=[si(mark) for mark in marks])
     return figure
 
 

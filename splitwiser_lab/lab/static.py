@@ -1,110 +1,20 @@
-"""The Gantt of a run as a small SVG, without any library: for notebooks on the web, the README, the report.
-
-It also holds what the interactive plots share with it, so that both look alike: the colour and label of
-each phase, and the bars that a long run is thinned out to. It knows no plotly and no notebook.
-"""
+"""The Gantt of a run as a small SVG, without any library: for notebooks on the web, the README, the report."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 
+from splitwiser_lab.lab.palette import INK, PHASE_COLOURS, PHASE_LABELS
+from splitwiser_lab.lab.svg import page, ticks
+from splitwiser_lab.lab.thinning import Bar, thinned, thinning_note
 from splitwiser_lab.metrics import busy_seconds, overlap_seconds
-from splitwiser_lab.timeline import Span, SpanPhase, Timeline
-
-# Okabe and Ito's palette: told apart with any colour vision, on white and on black.
-PHASE_COLOURS: dict[SpanPhase, str] = {"prefill": "#E69F00", "decode": "#0072B2", "mixed": "#CC79A7"}
-PHASE_LABELS: dict[SpanPhase, str] = {"prefill": "prefill", "decode": "decode", "mixed": "mixed: both in one batch"}
-GREY = "#777777"  # reads on white (4.5:1) and on black (4.7:1)
+from splitwiser_lab.timeline import Timeline
 
 # Together these keep the picture under 60 KB.
 _MOST_BARS, _MOST_TOOLTIPS, _MOST_MARKS = 450, 200, 400
 _ROW, _GAP, _MARK_ROW = 20, 5, 14  # heights in pixels
-
-
-@dataclass(frozen=True, slots=True)
-class Bar:
-    """What is drawn for one span, or for `spans` neighbours too short to be told apart.
-
-    Times in seconds. `sequences` is the largest of its spans, the tokens are their sum.
-    """
-
-    lane: str
-    phase: SpanPhase
-    start: float
-    end: float
-    prefill_tokens: int
-    decode_tokens: int
-    sequences: int
-    spans: int = 1
-
-    @property
-    def ms(self) -> float:
-        """Length in milliseconds."""
-        return (self.end - self.start) * 1e3
-
-    @property
-    def tooltip(self) -> str:
-        """Everything known of it, in one line."""
-        parts = [self.phase, f"{self.ms:.2f} ms", f"{self.prefill_tokens} prompt tokens" * (self.prefill_tokens > 0)]
-        parts += [f"{self.decode_tokens} decode tokens" * (self.decode_tokens > 0), f"{self.sequences} sequences"]
-        parts += [f"{self.spans} steps in one bar" * (self.spans > 1)]
-        return " · ".join(part for part in parts if part)
-
-
-def thinned(spans: Sequence[Span], limit: int, shortest: float = 0.0) -> tuple[list[Bar], float]:
-    """At most `limit` bars (or one per lane and phase) for these spans, and the length they were thinned by.
-
-    Neighbours on a lane that are shorter than `shortest` seconds become one bar if they share their phase;
-    if not, all that lie within `shortest` become one bar per phase, as long as that phase ran. `shortest`
-    grows until the bars are few enough; 0.0 comes back where every span has its own bar.
-    """
-    bars = _bars(spans, shortest)
-    length = max((s.end for s in spans), default=0.0) - min((s.start for s in spans), default=0.0)
-    while len(bars) > limit and shortest <= length:
-        shortest = 1.5 * shortest or length / limit or 1e-9
-        bars = _bars(spans, shortest)
-    return bars, shortest if len(bars) < len(spans) else 0.0
-
-
-def _bars(spans: Sequence[Span], shortest: float) -> list[Bar]:
-    lanes: dict[str, list[Span]] = {}
-    for span in sorted(spans, key=lambda s: s.start):
-        lanes.setdefault(span.lane, []).append(span)
-    return [bar for lane in lanes.values() for group in _neighbours(lane, shortest) for bar in _drawn(group)]
-
-
-def _neighbours(lane: Sequence[Span], shortest: float) -> Iterator[list[Span]]:
-    """Cut one lane's spans, in order of start, into groups to be drawn together."""
-    group: list[Span] = []
-    one_phase = True
-    for span in lane:
-        same = one_phase and bool(group) and span.phase == group[-1].phase
-        joins = (
-            bool(group)
-            and max(span.seconds, group[-1].seconds, span.start - group[-1].end) < shortest
-            and (same or span.end - group[0].start < shortest)
-        )
-        if group and not joins:
-            yield group
-            group = []
-        one_phase = not group or same
-        group.append(span)
-    if group:
-        yield group
-
-
-def _drawn(group: Sequence[Span]) -> Iterator[Bar]:
-    phases = dict.fromkeys(span.phase for span in group)
-    start = group[0].start
-    for phase in phases:
-        own = [span for span in group if span.phase == phase]
-        end = group[-1].end if len(phases) == 1 else start + sum(span.seconds for span in own)
-        tokens = sum(s.prefill_tokens for s in own), sum(s.decode_tokens for s in own)
-        yield Bar(own[0].lane, phase, start, end, *tokens, max(s.sequences for s in own), len(own))
-        start = end
 
 
 def shares(timeline: Timeline) -> list[str]:
@@ -165,12 +75,8 @@ class _Drawing:
         height = math.ceil(self.y + 6)
         names = ", ".join(self.timelines)
         described = "; ".join(f"{name}: {', '.join(shares(t))}" for name, t in self.timelines.items())
-        return (
-            f'<svg xmlns="http://www.w3.org/2000/svg" class="gantt" role="img" viewBox="0 0 {self.width} {height}" '
-            f'width="{self.width}" height="{height}" font-family="system-ui, sans-serif" font-size="12" fill="{GREY}">'
-            f"<title>{escape(f'When each lane ran prefill and decode: {names}')}</title>"
-            f"<desc>{escape(described)}</desc>" + "\n".join(self.parts) + "</svg>"
-        )
+        title = f"When each lane ran prefill and decode: {names}"
+        return page("gantt", self.width, height, title, described, self.parts)
 
     def x(self, seconds: float) -> float:
         return self.left + (self.right - self.left) * seconds / self.span_s
@@ -215,7 +121,7 @@ class _Drawing:
     def _lane(self, lane: str, bars: Sequence[Bar]) -> None:
         room = int((self.left - 14) / 6.6)
         self.parts.append(
-            f'<path d="M{self.left:.1f} {self.y + _ROW / 2:.1f}H{self.right:.1f}" stroke="{GREY}" '
+            f'<path d="M{self.left:.1f} {self.y + _ROW / 2:.1f}H{self.right:.1f}" stroke="{INK}" '
             f'stroke-opacity="0.1" stroke-width="{_ROW}"/>'
         )
         for phase, colour in PHASE_COLOURS.items():
@@ -233,13 +139,13 @@ class _Drawing:
         box = f'<rect x="{self.x(bar.start):.1f}" y="{self.y:g}" width="{drawn:.1f}" height="{_ROW}"'
         return f"{box}><title>{escape(bar.tooltip)}</title></rect>" if self.tooltips else f"{box}/>"
 
-    def _marks(self, name: str, times: Iterable[float], shape: str = "m-4 0l4-4 4 4-4 4z", fill: str = GREY) -> None:
+    def _marks(self, name: str, times: Iterable[float], shape: str = "m-4 0l4-4 4 4-4 4z", fill: str = INK) -> None:
         at = self._columns(times)
         if not at:
             return
         middle = self.y + _MARK_ROW / 2
         path = "".join(f"M{x} {middle:g}{shape}" for x in at)
-        self.parts.append(f'<path class="{name}" d="{path}" fill="{fill}" stroke="{GREY}" stroke-width="1.5"/>')
+        self.parts.append(f'<path class="{name}" d="{path}" fill="{fill}" stroke="{INK}" stroke-width="1.5"/>')
         self.y = middle + 4
         self._text(self.left - 8, name, "end", ' font-size="11"')
         self.y = middle + _MARK_ROW / 2
@@ -262,7 +168,7 @@ class _Drawing:
     def _lines(self, at: Sequence[float], top: float, opacity: str) -> None:
         path = "".join(f"M{x:.1f} {top:g}V{self.y:g}" for x in at)
         if path:
-            self.parts.append(f'<path d="{path}" stroke="{GREY}" stroke-opacity="{opacity}"/>')
+            self.parts.append(f'<path d="{path}" stroke="{INK}" stroke-opacity="{opacity}"/>')
 
     def _axis_labels(self) -> None:
         self.y += 14
@@ -275,19 +181,6 @@ class _Drawing:
             self.y += 18
             note = thinning_note(self.thinned_s)
             self._text(min(self.left, self.width - 5.8 * len(note)), note, more=' font-size="11" font-style="italic"')
-
-
-def thinning_note(shortest: float) -> str:
-    """What was done to a Gantt thinned by `shortest` seconds."""
-    ms = f"{shortest * 1e3:,.0f}" if shortest >= 0.01 else f"{shortest * 1e3:.2g}"
-    return f"Neighbouring steps shorter than {ms} ms are drawn as one bar per phase."
-
-
-def ticks(end: float, most: int = 8) -> list[float]:
-    """Round numbers from 0 to `end`, at most `most` steps of 1, 2 or 5 times a power of ten."""
-    power = 10.0 ** math.floor(math.log10(end / most))
-    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power * most >= end)
-    return [round(i * step, 10) for i in range(math.floor(end / step + 1e-9) + 1)]
 
 
 def _fit(text: str, most: int) -> str:

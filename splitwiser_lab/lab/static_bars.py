@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from html import escape
 
+from splitwiser_lab.lab.palette import INK, OTHER_COLOUR, PHASE_COLOURS
 from splitwiser_lab.lab.report import number
-from splitwiser_lab.lab.static import GREY, PHASE_COLOURS
+from splitwiser_lab.lab.svg import page
 
-OTHER_COLOUR = "#009E73"  # of Okabe and Ito's palette, like the phases' colours
 _ROW, _BAR = 30, 20  # heights in pixels
 _LETTER = 6.8  # width in pixels, on average, at 12 pixels height
 
@@ -43,16 +43,12 @@ def bars_svg(
         parts.append(_bar(label, left, y, long))
         parts.append(f'<text x="{left + long + 8:.1f}" y="{middle:.1f}">{escape(written[label])}</text>')
         y += _ROW
-    parts.append(f'<path d="M{left:.1f} {y - len(rows) * _ROW - 4:g}V{y - 6:g}" stroke="{GREY}"/>')
+    parts.append(f'<path d="M{left:.1f} {y - len(rows) * _ROW - 4:g}V{y - 6:g}" stroke="{INK}"/>')
     if note:
         y += 12
         parts.append(f'<text x="{left:.1f}" y="{y:.1f}" font-style="italic">{escape(note)}</text>')
     described = "; ".join(f"{label}: {text}" for label, text in written.items()) + (f". {note}" if note else "")
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" class="bars" role="img" viewBox="0 0 {width} {y + 8:.0f}" '
-        f'width="{width}" height="{y + 8:.0f}" font-family="system-ui, sans-serif" font-size="12" fill="{GREY}">'
-        f"<title>{escape(title or 'Measured')}</title><desc>{escape(described)}</desc>" + "\n".join(parts) + "</svg>"
-    )
+    return page("bars", width, y + 8, title or "Measured", described, parts)
 
 
 def _plain(value: float) -> str:
@@ -63,6 +59,6 @@ def _plain(value: float) -> str:
 def _bar(label: str, x: float, y: float, long: float) -> str:
     box = f'<rect x="{x:.1f}" y="{y:g}" width="{max(long, 1.0):.1f}" height="{_BAR}"'
     if label == "your guess":
-        return f'{box} fill="{GREY}" fill-opacity="0.12" stroke="{GREY}" stroke-dasharray="4 3"/>'
+        return f'{box} fill="{INK}" fill-opacity="0.12" stroke="{INK}" stroke-dasharray="4 3"/>'
     colour = next((colour for phase, colour in PHASE_COLOURS.items() if label.startswith(phase)), OTHER_COLOUR)
     return f'{box} fill="{colour}"/>'

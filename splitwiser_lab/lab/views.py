@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from splitwiser_lab.lab.chart import Chart, Series, chart_figure, chart_svg, si, trace
 from splitwiser_lab.lab.display import Redrawn
-from splitwiser_lab.lab.static import GREY, PHASE_COLOURS
-from splitwiser_lab.lab.static_bars import OTHER_COLOUR
+from splitwiser_lab.lab.palette import INK, OTHER_COLOUR, PHASE_COLOURS
 from splitwiser_lab.measure.profile import PhaseProfile, PhaseTiming, profile_phases
 from splitwiser_lab.model.config import ModelConfig
 from splitwiser_lab.predict.ceilings import DATASHEETS, Ceilings
@@ -140,7 +139,7 @@ def _roof_chart(here: Ceilings, guesses: Sequence[_Guess], timings: Sequence[Pha
     """FLOP/s over arithmetic intensity, under the roofs of this machine and of data sheets."""
     ends, series = (0.25, 4000.0), []
     for label, sheet in _sheets(here.dtype):
-        series.append(Series("", GREY, _roofs(sheet, *ends), "dash", label=label, faint=True))
+        series.append(Series("", INK, _roofs(sheet, *ends), "dash", label=label, faint=True))
     roofs = f"{si(here.flops_per_s)}FLOP/s, {si(here.bytes_per_s)}B/s"
     series.append(Series(f"this machine: {roofs}", OTHER_COLOUR, _roofs(here, *ends)))
     for phase, colour in _PHASES.items():

@@ -19,7 +19,7 @@ from splitwiser_lab.lab.dashboard.controls import Controls
 from splitwiser_lab.lab.dashboard.frame import Frame, Line, Part, TokenLine
 from splitwiser_lab.lab.dashboard.picture import picture
 from splitwiser_lab.lab.dashboard.source import Knob
-from splitwiser_lab.lab.static import PHASE_COLOURS, PHASE_LABELS
+from splitwiser_lab.lab.palette import PHASE_COLOURS, PHASE_LABELS
 from splitwiser_lab.measure.sources import Sample
 from splitwiser_lab.measure.stretch import Stretch
 from splitwiser_lab.timeline import RequestRecord, Span, Timeline
@@ -158,11 +158,17 @@ class TestNumbers:
         assert len({len(head), len(before), len(after), len(ratio)}) == 1
 
     def test_better_means_less_time_or_more_tokens(self, frame: Frame):
-        slower = replace(frame.after, ttft_ms=frame.before.ttft_ms * 2, output_tokens_per_s=9e9)
-        changed = replace(frame, after=slower)
+        before = replace(frame.before, completed=3)
+        slower = replace(frame.after, ttft_ms=frame.before.ttft_ms * 2, output_tokens_per_s=9e9, completed=3)
+        changed = replace(frame, before=before, after=slower)
         assert numbers.better(changed, 0) is False and numbers.better(changed, 4) is True
-        assert numbers.better(frame, 0) is None
+        assert numbers.better(replace(changed, after=before), 0) is None
         assert "worse" in numbers.html(changed) and "better" in numbers.html(changed)
+
+    def test_two_requests_are_too_few_to_call_anything_better(self, frame: Frame):
+        before = replace(frame.before, completed=9)
+        hardly = replace(frame.after, ttft_ms=frame.before.ttft_ms * 2, completed=2)
+        assert numbers.better(replace(frame, before=before, after=hardly), 0) is None
 
     @pytest.mark.parametrize(("holds", "sign"), [(True, "✓"), (False, "✗"), (None, "…")])
     def test_the_token_line_has_a_sign_and_words(self, frame: Frame, holds: bool | None, sign: str):

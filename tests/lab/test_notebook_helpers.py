@@ -18,8 +18,8 @@ from splitwiser_lab.lab.by_hand import Recording, cached, fingerprint, message_b
 from splitwiser_lab.lab.execute import execute, relink, scrub
 from splitwiser_lab.lab.exercises import EXERCISES, equal
 from splitwiser_lab.lab.guesses import as_number, verdict
+from splitwiser_lab.lab.palette import PHASE_COLOURS
 from splitwiser_lab.lab.setup import REPOSITORY, badge
-from splitwiser_lab.lab.static import PHASE_COLOURS
 from splitwiser_lab.lab.static_bars import bars_svg
 from splitwiser_lab.lanes.steps import decode_one_token, prefill
 from splitwiser_lab.timeline import RequestRecord, Span, Timeline

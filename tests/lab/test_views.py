@@ -11,7 +11,7 @@ import pytest
 from splitwiser_lab import Engine
 from splitwiser_lab.lab import views
 from splitwiser_lab.lab.chart import Chart, Series, chart_figure, chart_svg, log_ticks, si
-from splitwiser_lab.lab.static import PHASE_COLOURS
+from splitwiser_lab.lab.palette import PHASE_COLOURS
 from splitwiser_lab.measure.profile import profile_phases
 from splitwiser_lab.predict.ceilings import Ceilings
 from splitwiser_lab.predict.kernels import Kernels

@@ -23,10 +23,10 @@ from splitwiser_lab.lab.dashboard.figure_style import (
     lane_order,
 )
 from splitwiser_lab.lab.dashboard.frame import Frame, Line
-from splitwiser_lab.lab.static import GREY, PHASE_COLOURS, PHASE_LABELS, Bar
+from splitwiser_lab.lab.palette import FAINT, INK, PAPER, PHASE_COLOURS, PHASE_LABELS
+from splitwiser_lab.lab.thinning import Bar
 
 HEIGHT = 640
-_FAINT = "rgba(128,128,128,0.25)"
 _FLIPS = 4  # that are marked at once
 _PANELS = (("x", "y domain"), ("x2", "y2 domain"), ("x3", "y4 domain"), ("x4", "y5 domain"), ("x5", "y6 domain"))
 _NAMED = (0, 4)  # panels in which a flip is marked with its name
@@ -59,7 +59,7 @@ def build(kind: Any, lines: Sequence[Line]) -> Any:
         marker={"color": PHASE_COLOURS["decode"], "size": 4, "opacity": 0.8},
         hovertemplate="%{y:.1f} ms<extra>ITL</extra>",
     )
-    figure.add_scatter(**_line("ITL p99", GREY, "solid", "%{y:.1f} ms"), xaxis="x3", yaxis="y4")
+    figure.add_scatter(**_line("ITL p99", INK, "solid", "%{y:.1f} ms"), xaxis="x3", yaxis="y4")
     figure.add_scatter(
         **_line("KV", KV_COLOUR, "solid", "%{y:.1f} %"), xaxis="x4", yaxis="y5", showlegend=False, line_shape="hv"
     )
@@ -71,7 +71,7 @@ def build(kind: Any, lines: Sequence[Line]) -> Any:
         )
     figure.add_scatter(
         **{"name": "hand-off", "mode": "markers", "xaxis": "x5", "yaxis": "y6"},
-        marker={"symbol": "diamond", "size": 7, "color": GREY},
+        marker={"symbol": "diamond", "size": 7, "color": INK},
         hovertemplate="%{text}<extra></extra>",
     )
     _style(figure)
@@ -175,9 +175,9 @@ def _line(name: str, colour: str, dash: str, shown: str) -> dict[str, Any]:
 def _style(figure: Any) -> None:
     figure.update_layout(
         template="none",
-        paper_bgcolor="rgba(0,0,0,0)",
-        plot_bgcolor="rgba(0,0,0,0)",
-        font={"color": GREY, "size": 12},
+        paper_bgcolor=PAPER,
+        plot_bgcolor=PAPER,
+        font={"color": INK, "size": 12},
         height=HEIGHT,
         autosize=True,
         margin={"l": 64, "r": 56, "t": 34, "b": 64},
@@ -188,21 +188,21 @@ def _style(figure: Any) -> None:
         hovermode="closest",
     )
     figure.update_annotations(font_size=13)
-    axes = {"gridcolor": _FAINT, "linecolor": _FAINT, "tickcolor": _FAINT, "zeroline": False}
+    axes = {"gridcolor": FAINT, "linecolor": FAINT, "tickcolor": FAINT, "zeroline": False}
     figure.update_xaxes(**axes, ticksuffix=" s", nticks=6)
     figure.update_yaxes(**axes, rangemode="tozero", nticks=5)
     figure.update_layout(yaxis={"range": [0, 125], "tickvals": [0, 50, 100]}, yaxis6_showgrid=False)
     figure.update_layout(yaxis4={"type": "log", "dtick": "D2", "rangemode": "normal", "tickformat": ",.3~r"})
     for axis, phase in (("yaxis2", "prefill"), ("yaxis3", "decode")):
-        colour = PHASE_COLOURS[phase]  # type: ignore[index]
-        title = {"text": phase, "font": {"color": colour}, "standoff": 4}
-        ticks = {"tickfont": {"color": colour}, "tickformat": ",.3~r", "tickmode": "auto", "nticks": 5}
+        swatch = f'<span style="color:{PHASE_COLOURS[phase]}">■</span>'  # type: ignore[index]
+        title = {"text": f"{swatch} {phase}", "standoff": 4}
+        ticks = {"tickformat": ",.3~r", "tickmode": "auto", "nticks": 5}
         figure.update_layout({axis: {"title": title, **ticks}})
     figure.update_layout(yaxis3={"overlaying": "y2", "side": "right", "anchor": "x2", "showgrid": False})
     for x, y in _PANELS:
         for _ in range(_FLIPS):
             mark = {"type": "line", "xref": x, "yref": y, "y0": 0, "y1": 1, "x0": 0, "x1": 0, "visible": False}
-            figure.add_shape(**mark, line={"color": GREY, "dash": "dash", "width": 1.5})
+            figure.add_shape(**mark, line={"color": INK, "dash": "dash", "width": 1.5})
     for panel in _NAMED:
         x, y = _PANELS[panel]
         for _ in range(_FLIPS):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from html import escape
 
 from splitwiser_lab.lab.dashboard.frame import Frame
+from splitwiser_lab.lab.palette import BAD, GOOD
 from splitwiser_lab.lab.report import number
 from splitwiser_lab.measure.stretch import Stretch
 
@@ -17,8 +18,8 @@ COLUMNS = {
     "output tok/s": ("output_tokens_per_s", True),
     "overlap gain": ("overlap_gain", True),
 }
-GOOD, BAD = "#009E73", "#D55E00"  # beside a word or a sign, never alone
 _MATTERS = 1.05  # a change below five per cent is none
+_ENOUGH = 3  # requests on either side of a flip, before anything is called better or worse
 _NOTHING = "–"
 
 
@@ -40,9 +41,14 @@ def rows(frame: Frame) -> list[list[str]]:
 
 
 def better(frame: Frame, column: int) -> bool | None:
-    """Whether the figure of this column (from 0, in the order of COLUMNS) got better; None if it hardly changed."""
+    """Whether the figure of this column (from 0, in the order of COLUMNS) got better.
+
+    None where it hardly changed, and as long as too few requests have ended to tell.
+    """
     figure, more_is_better = list(COLUMNS.values())[column]
-    ratio = _ratio(frame.before, frame.after, figure) if frame.before and frame.after else None
+    if not (frame.before and frame.after) or min(frame.before.completed, frame.after.completed) < _ENOUGH:
+        return None
+    ratio = _ratio(frame.before, frame.after, figure)
     if ratio is None or 1 / _MATTERS < ratio < _MATTERS:
         return None
     return (ratio > 1) == more_is_better
@@ -101,7 +107,8 @@ def _judged(frame: Frame, column: int, text: str) -> str:
     good = better(frame, column) if 0 <= column < len(COLUMNS) else None
     if good is None:
         return escape(text)
-    return f'{escape(text)} <b style="color:{GOOD if good else BAD}">{"better" if good else "worse"}</b>'
+    mark = f'<span style="color:{GOOD if good else BAD}">●</span>'
+    return f"{escape(text)} {mark} {'better' if good else 'worse'}"
 
 
 def _row(name: str, stretch: Stretch) -> list[str]:

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from html import escape
 from typing import Literal
 
-from splitwiser_lab.lab.static import GREY, Bar, ticks
+from splitwiser_lab.lab.palette import INK
+from splitwiser_lab.lab.svg import ticks
+from splitwiser_lab.lab.thinning import Bar
 from splitwiser_lab.timeline import SpanPhase
 
 Side = Literal["left", "right"]
@@ -61,7 +63,7 @@ class Panel:
         self._data: list[str] = []
         self._key_at = x + width
 
-    def scale(self, scale: Scale, side: Side = "left", colour: str = GREY) -> None:
+    def scale(self, scale: Scale, side: Side = "left") -> None:
         """Place the axis of one side; the left one has grid lines."""
         self._scales[side] = scale
         at = self._x - 5 if side == "left" else self._x + self._width + 5
@@ -70,10 +72,10 @@ class Panel:
             y = self._at(tick, side)
             if side == "left":
                 self._axes.append(
-                    f'<path d="M{self._x:.0f} {y:.1f}h{self._width:.0f}" stroke="{GREY}" stroke-opacity=".2"/>'
+                    f'<path d="M{self._x:.0f} {y:.1f}h{self._width:.0f}" stroke="{INK}" stroke-opacity=".2"/>'
                 )
             text = f"{tick:,.4g}" if tick < 10_000 else f"{tick / 1000:,.4g}k"
-            self._axes.append(_text(at, y + 3.5, text, anchor, colour))
+            self._axes.append(_text(at, y + 3.5, text, anchor))
 
     def note(self, text: str) -> None:
         """A sentence where there is nothing to plot."""
@@ -120,7 +122,7 @@ class Panel:
         y = self._y + top
         self._axes.append(_text(self._x - 5, y + 4, name, "end"))
         path = "".join(f"M{self._time(moment) - 4:.1f} {y:g}l4-4 4 4-4 4z" for moment in moments)
-        self._data.append(f'<path d="{path}" fill="{GREY}"/>')
+        self._data.append(f'<path d="{path}" fill="{INK}"/>')
 
     def flips(self, flips: Sequence[tuple[float, str]], named: bool) -> None:
         """A dashed line at each flip, with the new mode's name where there is room for it."""
@@ -128,7 +130,7 @@ class Panel:
         ends = [self._time(moment) for moment, _ in shown[1:]] + [self._x + self._width + 40]
         for (moment, name), end in zip(shown, ends, strict=False):
             x = self._time(moment)
-            style = f'stroke="{GREY}" stroke-dasharray="4 3"'
+            style = f'stroke="{INK}" stroke-dasharray="4 3"'
             self._data.append(f'<path d="M{x:.1f} {self._y:.0f}v{self._height:.0f}" {style}/>')
             if named and 5.4 * len(name) + 6 < end - x:
                 self._data.append(_text(x + 3, self._y + 10, name))
@@ -142,7 +144,7 @@ class Panel:
     def parts(self) -> list[str]:
         """Everything, with the time axis."""
         bottom = self._y + self._height
-        frame = f'<path d="M{self._x:.0f} {bottom:.1f}h{self._width:.0f}" stroke="{GREY}" stroke-opacity=".5"/>'
+        frame = f'<path d="M{self._x:.0f} {bottom:.1f}h{self._width:.0f}" stroke="{INK}" stroke-opacity=".5"/>'
         title = f'<text x="{self._x:.0f}" y="{self._y - 6:.1f}" font-weight="600">{escape(self._title)}</text>'
         start, end = self._window
         steps = ticks(end - start, 6)
@@ -163,6 +165,5 @@ class Panel:
         return wide - 0.6 if wide > 4 else max(0.4, wide)
 
 
-def _text(x: float, y: float, text: str, anchor: str = "start", colour: str = GREY) -> str:
-    fill = "" if colour == GREY else f' fill="{colour}"'
-    return f'<text x="{x:.1f}" y="{y:.1f}" font-size="{_SMALL}" text-anchor="{anchor}"{fill}>{escape(text)}</text>'
+def _text(x: float, y: float, text: str, anchor: str = "start") -> str:
+    return f'<text x="{x:.1f}" y="{y:.1f}" font-size="{_SMALL}" text-anchor="{anchor}">{escape(text)}</text>'

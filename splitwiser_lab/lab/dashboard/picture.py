@@ -11,9 +11,10 @@ from html import escape
 from splitwiser_lab.lab.dashboard import series
 from splitwiser_lab.lab.dashboard.figure_style import KV_COLOUR, LINE_COLOURS, NO_READINGS, TITLES, lane_order
 from splitwiser_lab.lab.dashboard.frame import Frame
-from splitwiser_lab.lab.dashboard.numbers import BAD, GOOD, rows, sign, status
+from splitwiser_lab.lab.dashboard.numbers import rows, sign, status
 from splitwiser_lab.lab.dashboard.panel import Panel, Scale, Side
-from splitwiser_lab.lab.static import GREY, PHASE_COLOURS
+from splitwiser_lab.lab.palette import BAD, GOOD, INK, PHASE_COLOURS
+from splitwiser_lab.lab.svg import page
 from splitwiser_lab.timeline import Phase
 
 WIDTH = 760
@@ -46,27 +47,21 @@ def picture(frame: Frame) -> str:
     y += 2 * (_PANEL + 50)
     y = _lanes(frame, y, parts)
     said = f"{frame.heading}. {status(frame)} Tokens {frame.tokens.text}"
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" class="live" role="img" viewBox="0 0 {WIDTH} {y:.0f}" '
-        f'width="{WIDTH}" height="{y:.0f}" font-family="system-ui, sans-serif" font-size="11" fill="{GREY}">'
-        f"<title>{escape(frame.heading)}</title><desc>{escape(said)}</desc>" + "\n".join(parts) + "</svg>"
-    )
+    return page("live", WIDTH, y, frame.heading, said, parts, letters=11)
 
 
 def _heading(frame: Frame, parts: list[str]) -> float:
     """Heading, status, the line about the tokens and the table; returns where the panels begin."""
     recorded = "RECORDED · " if frame.recorded else ""
-    colour = {True: GOOD, False: BAD, None: GREY}[frame.tokens.holds]
+    colour = {True: GOOD, False: BAD, None: INK}[frame.tokens.holds]
     y = 0.0
     for text in textwrap.wrap(recorded + frame.heading, _HEADING_LETTERS)[:2]:
         y += 17
         parts.append(f'<text x="6" y="{y}" font-size="13" font-weight="600">{escape(text)}</text>')
-    for text, style in (
-        (status(frame), ""),
-        (f"{sign(frame.tokens.holds)} tokens {frame.tokens.text}", f' fill="{colour}"'),
-    ):
+    mark = f'<tspan fill="{colour}" font-weight="600">{sign(frame.tokens.holds)}</tspan> '
+    for before, text in (("", status(frame)), (mark, f"tokens {frame.tokens.text}")):
         y += 17
-        parts.append(f'<text x="6" y="{y}"{style}>{escape(_cut(text))}</text>')
+        parts.append(f'<text x="6" y="{y}">{before}{escape(_cut(text))}</text>')
     columns = [6, *(192 + 79 * n for n in range(1, 8))]
     for number, line in enumerate(rows(frame)):
         y += 17
@@ -91,18 +86,18 @@ def _rates(box: Panel, frame: Frame) -> None:
     sides: tuple[tuple[Phase, Side], ...] = (("prefill", "left"), ("decode", "right"))
     for phase, side in sides:
         points, colour = series.rate(frame, phase), PHASE_COLOURS[phase]
-        box.scale(Scale.to_hold(points[1]), side, colour)
+        box.scale(Scale.to_hold(points[1]), side)
         box.line(points, colour, side=side)
-        box.key(phase, colour)
+        box.key(f"{phase} ({side})", colour)
 
 
 def _gaps(box: Panel, frame: Frame) -> None:
     points = series.gaps(frame)
     box.scale(Scale.logarithmic(points[1]))
     box.dots(points, PHASE_COLOURS["decode"])
-    box.line(series.p99(frame), GREY)
+    box.line(series.p99(frame), INK)
     box.key("ITL", PHASE_COLOURS["decode"])
-    box.key("p99", GREY)
+    box.key("p99", INK)
 
 
 def _lanes(frame: Frame, y: float, parts: list[str]) -> float:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from splitwiser_lab.lab.dashboard.frame import Frame, Part
-from splitwiser_lab.lab.static import Bar, thinned
+from splitwiser_lab.lab.thinning import Bar, thinned
 from splitwiser_lab.measure.stretch import gaps_ms
 from splitwiser_lab.timeline import Phase, Span
 
