@@ -42,6 +42,7 @@ def bench(
     with progress() as report:
         found = measure(model, repeats=repeats, vllm_python=vllm, report=report, device=device, dtype=dtype)
     console.print(found.table())
+    console.print(found.breakdown_table())
     for peer, agreement in found.tokens.items():
         console.print(f"tokens of {peer}: {agreement} to ours", highlight=False)
     if json_file:

@@ -6,7 +6,6 @@ little between machines, so what counts is the ratio to a peer that ran a moment
 
 from __future__ import annotations
 
-import random
 import subprocess
 import sys
 import time
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from splitwiser_lab.engine.engine import Engine
 from splitwiser_lab.engine.modes import supported_modes
+from splitwiser_lab.measure.breakdown import Breakdown, Load, break_down, table_of
 from splitwiser_lab.measure.compare import Comparison, compare, with_range
 from splitwiser_lab.measure.document import Document
 from splitwiser_lab.measure.overlap import measure_limit, measure_overlap
@@ -31,10 +31,10 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 SCHEMA = "splitwiser-lab/bench/1"
-_DECODE = {"prompts": 8, "length": 128, "new_tokens": 65}
+_DECODE = Load("decode, batch 8, context 128", prompts=8, length=128, new_tokens=65)
 _PAUSE_SECONDS = 0.5  # for the threads of the peer before to fall asleep: some spin a while after their work
 _PREDICTED = ((64, 512), (1, 8))  # prompt lengths, batch sizes
-_PREFILL = {"prompts": 1, "length": 512, "new_tokens": 1}
+_PREFILL = Load("prefill, 512 tokens", prompts=1, length=512, new_tokens=1)
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,7 @@ class Bench(Document):
     comparison: Comparison
     missing: dict[str, str]
     tokens: dict[str, str]
+    breakdowns: list[Breakdown]
     origin: dict[str, Any]
 
     def to_dict(self) -> dict[str, Any]:
@@ -86,8 +87,13 @@ class Bench(Document):
             "figures": [figure.to_dict() for figure in self.figures],
             "missing": self.missing,
             "peer_tokens": self.tokens,
+            "breakdowns": [breakdown.to_dict() for breakdown in self.breakdowns],
             **self.origin,
         }
+
+    def breakdown_table(self) -> Table:
+        """Where the time of each phase goes, ours beside the peers'."""
+        return table_of(self.breakdowns)
 
     def table(self) -> Table:
         """One row per figure and peer."""
@@ -136,13 +142,16 @@ def bench(
             report(f"peers: {', '.join(peer.name for peer in peers)}")
             decode, agree = _rates(peers, _DECODE, repeats, report, engine)
             prefill, _ = _rates(peers, _PREFILL, repeats, report, engine)
+            loads = (_PREFILL, _DECODE) if engine.device == "cpu" else ()  # on a GPU an operator only starts a kernel
+            size = engine.config.vocab_size
+            parts = [part for load in loads for part in break_down(peers, load, size, min(repeats, 3), report)]
         finally:
             for peer in peers:
                 peer.close()
         wanted = {"HF generate": 1.3, "vLLM": 1.0}
         figures = [
-            _figure("decode, batch 8, context 128", decode, wanted),
-            _figure("prefill, 512 tokens", prefill, {"HF generate": 1.0, "vLLM": 1.0}),
+            _figure(_DECODE.name, decode, wanted),
+            _figure(_PREFILL.name, prefill, {"HF generate": 1.0, "vLLM": 1.0}),
         ]
         modes = [mode.mode for mode in supported_modes(engine.device) if mode.available]
         report(f"overlap gain of {', '.join(modes)}")
@@ -165,31 +174,28 @@ def bench(
         comparison = compare(engine, workload, repeats=rounds, overlap=False, reference=reference, report=report)
         for run in comparison.runs:
             run.overlaps.extend(overlaps[run.mode])
-        return Bench(figures, comparison, missing, agree, provenance(engine.device))
+        return Bench(figures, comparison, missing, agree, parts, provenance(engine.device))
 
 
 def _rates(
-    peers: Sequence[Peer], shape: dict[str, int], repeats: int, report: Callable[[str], None], engine: Engine
+    peers: Sequence[Peer], load: Load, repeats: int, report: Callable[[str], None], engine: Engine
 ) -> tuple[dict[str, list[float]], dict[str, str]]:
     """Tokens per second of each peer, by turns, and whether their tokens equal ours.
 
     Decode is the time to `new_tokens` less the time to the first token, measured apart; prefill is the latter.
     """
-    draw = random.Random(0)
-    prompts = [
-        [draw.randrange(10, engine.config.vocab_size) for _ in range(shape["length"])] for _ in range(shape["prompts"])
-    ]
+    prompts = load.draw(engine.config.vocab_size)
     found: dict[str, list[float]] = {peer.name: [] for peer in peers}
     written: dict[str, list[list[int]]] = {}
     for number in range(repeats + 1):  # round 0 warms up
         for peer in peers:
-            report(f"{shape['length']}→{shape['new_tokens']} round {number} of {repeats}: {peer.name}")
+            report(f"{load.length}→{load.new_tokens} round {number} of {repeats}: {peer.name}")
             time.sleep(_PAUSE_SECONDS)
             first, tokens = peer.run(prompts, 1)
-            seconds, done = first, shape["prompts"] * shape["length"]
-            if shape["new_tokens"] > 1:
-                whole, tokens = peer.run(prompts, shape["new_tokens"])
-                seconds, done = whole - first, shape["prompts"] * (shape["new_tokens"] - 1)
+            seconds, done = first, load.prompts * load.length
+            if load.new_tokens > 1:
+                whole, tokens = peer.run(prompts, load.new_tokens)
+                seconds, done = whole - first, load.prompts * load.steps
             written[peer.name] = tokens
             if number:
                 found[peer.name].append(done / seconds)

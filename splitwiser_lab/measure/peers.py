@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import IO, Any, Protocol
 
 from splitwiser_lab.engine.engine import Engine
+from splitwiser_lab.measure.op_times import OpTimes, op_times
 from splitwiser_lab.model.shapes import shape_config
 
 _VLLM_SHARE = 0.85  # of the GPU memory that our engine and the reference leave free
@@ -30,6 +31,10 @@ class Peer(Protocol):
 
     def run(self, prompts: list[list[int]], new_tokens: int) -> tuple[float, list[list[int]]]:
         """Seconds taken, and the new tokens of each prompt."""
+        ...
+
+    def profile(self, prompts: list[list[int]], new_tokens: int) -> tuple[float, OpTimes]:
+        """The same under PyTorch's profiler: seconds in all, and in each operator; [] where it cannot look."""
         ...
 
     def close(self) -> None:
@@ -51,6 +56,10 @@ class OursPeer:
         start = time.perf_counter()
         tokens = self._engine.generate(prompts, new_tokens, ignore_eos=True).tokens
         return time.perf_counter() - start, tokens
+
+    def profile(self, prompts: list[list[int]], new_tokens: int) -> tuple[float, OpTimes]:
+        """In a mode whose lanes are in this thread: of other processes nothing is seen."""
+        return _profiled(self, prompts, new_tokens)
 
     def close(self) -> None:
         """Nothing of its own."""
@@ -91,6 +100,10 @@ class GeneratePeer(_TransformersPeer):
             tokens = out[:, len(prompts[0]) :].tolist()  # waits for the device
             return time.perf_counter() - start, tokens
 
+    def profile(self, prompts: list[list[int]], new_tokens: int) -> tuple[float, OpTimes]:
+        """As it stands."""
+        return _profiled(self, prompts, new_tokens)
+
 
 class GenerateBatchPeer(_TransformersPeer):
     """transformers' `generate_batch`: its continuous batching over pages."""
@@ -115,6 +128,10 @@ class GenerateBatchPeer(_TransformersPeer):
         )
         tokens = [[int(token) for token in output.generated_tokens] for output in out.values()]
         return time.perf_counter() - start, tokens
+
+    def profile(self, prompts: list[list[int]], new_tokens: int) -> tuple[float, OpTimes]:
+        """It computes in a thread of its own, which the profiler does not see."""
+        return self.run(prompts, new_tokens)[0], []
 
 
 class VllmPeer:
@@ -150,6 +167,11 @@ class VllmPeer:
         answer = self._ask({"prompts": prompts, "new_tokens": new_tokens})
         return answer["seconds"], answer["tokens"]
 
+    def profile(self, prompts: list[list[int]], new_tokens: int) -> tuple[float, OpTimes]:
+        """Its own operators, in its own process."""
+        answer = self._ask({"prompts": prompts, "new_tokens": new_tokens, "profile": True})
+        return answer["seconds"], [(name, seconds) for name, seconds in answer["ops"]]
+
     def close(self) -> None:
         """End the process."""
         for stream in (self._process.stdin, self._process.stdout, self._process.stderr):
@@ -171,6 +193,12 @@ class VllmPeer:
                 return answer
         said = [line for line in _open(self._process.stderr).read().splitlines() if line.strip()]
         raise RuntimeError(f"vLLM ended: {said[-1] if said else 'it said nothing'}")
+
+
+def _profiled(peer: Peer, prompts: list[list[int]], new_tokens: int) -> tuple[float, OpTimes]:
+    seconds: list[float] = []
+    times = op_times(lambda: seconds.append(peer.run(prompts, new_tokens)[0]))
+    return seconds[0], times
 
 
 def _open(stream: IO[str] | None) -> IO[str]:

@@ -10,6 +10,7 @@ import sys
 _here = os.path.dirname(os.path.realpath(__file__))
 sys.path = [entry for entry in sys.path if os.path.realpath(entry or ".") != _here]
 
+import contextlib  # noqa: E402
 import json  # noqa: E402
 import time  # noqa: E402
 from typing import Any  # noqa: E402
@@ -46,10 +47,21 @@ def main(settings: dict[str, Any]) -> None:
         sampling = vllm.SamplingParams(
             temperature=0.0, max_tokens=order["new_tokens"], ignore_eos=True, detokenize=False
         )
-        start = time.perf_counter()
-        outputs = llm.generate(prompts, sampling, use_tqdm=False)
-        seconds = time.perf_counter() - start
-        answer({"seconds": seconds, "tokens": [list(output.outputs[0].token_ids) for output in outputs]})
+        with profiler() if order.get("profile") else contextlib.nullcontext() as profile:
+            start = time.perf_counter()
+            outputs = llm.generate(prompts, sampling, use_tqdm=False)
+            seconds = time.perf_counter() - start
+        tokens = [list(output.outputs[0].token_ids) for output in outputs]
+        averages = profile.key_averages() if profile else ()
+        ops = [(event.key, event.self_cpu_time_total / 1e6) for event in averages]
+        answer({"seconds": seconds, "tokens": tokens, "ops": ops})
+
+
+def profiler() -> Any:
+    """PyTorch's, for the operators that this thread calls."""
+    from torch.profiler import ProfilerActivity, profile
+
+    return profile(activities=[ProfilerActivity.CPU])
 
 
 def answer(message: dict[str, Any]) -> None:

@@ -189,3 +189,9 @@ class TestBench:
         with console.capture() as capture:
             console.print(found.table())
         assert "vLLM is missing" in capture.get()
+        assert {(part["load"], part["peer"]) for part in data["breakdowns"]} == {
+            (load, peer)
+            for load in ("prefill, 512 tokens", "decode, batch 8, context 128")
+            for peer in ("splitwiser_lab", "HF generate")
+        }
+        assert all(part["ms"]["matrix products"] > 0 and part["longest_ms"] for part in data["breakdowns"])
