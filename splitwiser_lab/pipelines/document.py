@@ -173,11 +173,17 @@ class Reproduction(Document):
             gain, ceiling = row.figure("over_sequential"), self.ceiling(row)
             if gain is None or ceiling is None:
                 continue
-            other = self.row(row.name.replace("split", "replicas"), row.output)
+            other = self._rival(row)
             beside = other.figure("over_sequential") if other else None
             rival = f" {other.name} got {beside:.2f}, bound by no phase." if other and beside else ""
             found.append(f"{row.output} new tokens, {row.name}: {gain:.2f} × sequential; {ceiling}.{rival}")
         return found
+
+    def _rival(self, row: Row) -> Row | None:
+        """Replicas with as many processes and as much MPS."""
+        like = (row.output, row.processes, row.mps)
+        rivals = (r for r in self.rows if r.mode == "replicas" and (r.output, r.processes, r.mps) == like)
+        return next(rivals, None)
 
     def to_dict(self) -> dict[str, Any]:
         """Everything measured, ready for JSON."""

@@ -11,7 +11,7 @@ import torch
 
 from splitwiser_lab.errors import ModeError
 from splitwiser_lab.hardware import cores
-from splitwiser_lab.lanes.support import LaneKind, why_not
+from splitwiser_lab.lanes.support import LaneKind, index_of, why_not
 from splitwiser_lab.pipelines.messages import Work
 
 PipelineMode = Literal["sequential", "replicas", "split"]
@@ -97,4 +97,4 @@ def device_of_child(device: str, mps: bool) -> str:
     where = torch.device(device)
     if where.type == "cpu":
         return "cpu"
-    return f"cuda:{0 if mps else torch.empty(0, device=where).device.index}"
+    return f"cuda:{0 if mps else index_of(where)}"
