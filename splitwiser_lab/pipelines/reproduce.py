@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Protocol, cast
 
 from splitwiser_lab.engine.engine import Engine
 from splitwiser_lab.errors import HardwareError, ModeError, ModelError, RequestError
 from splitwiser_lab.measure.peers import GeneratePeer
 from splitwiser_lab.measure.provenance import provenance
-from splitwiser_lab.measure.reference import Reference
+from splitwiser_lab.measure.reference import Reference, TokenCheck
 from splitwiser_lab.measure.workload import Workload
 from splitwiser_lab.pipelines.document import BASE, Reproduction, Row, Work
 from splitwiser_lab.pipelines.experiment import Experiment
@@ -123,13 +124,18 @@ class _Turns:
         prompts = _prompts(work, self.judge.model)
         self.report(f"{output} new tokens: asking transformers for the reference's tokens")
         _, expected = self.runners["generate"](work)
+
+        @cache  # most ways and rounds write the same tokens, and to judge a difference takes time
+        def check(number: int, ours: tuple[int, ...]) -> TokenCheck:
+            return self.judge.check(prompts[number], ours, expected[number])
+
         rows = {name: self._row(name, output) for name in self.runners if self._warm_up(name, output)}
         for number in range(repeats):
             for name, row in rows.items():
                 self.report(f"{output} new tokens: round {number + 1} of {repeats}, {name}")
                 figures, tokens = self.runners[name](work)
                 row.add(figures)
-                row.judge(map(self.judge.check, prompts, tokens, expected))
+                row.judge(map(check, range(len(prompts)), map(tuple, tokens)))
             base = rows[BASE].samples["output_throughput"][-1]
             for row in rows.values():
                 row.add({"over_sequential": row.samples["output_throughput"][-1] / base})
