@@ -156,6 +156,26 @@ EXERCISES = {
         "It is the largest of the rows in modes replicas and split; look at where `split` stands to its ceiling, too.",
         "Look for the largest figure under × sequential, in the rows of modes replicas and split.",
     ),
+    "vllm: engines": Exercise(
+        lambda: 3,
+        "21.6 GiB may be used and each takes 6.5: three fit, and 2.1 GiB are left over.",
+        "Add up what one engine takes, and see how often that goes into 0.9 × 24 GiB.",
+    ),
+    "vllm: blocks": Exercise(
+        lambda: 16,
+        "The block in which decoding goes on is never handed over, also where the prompt fills it: 16 tokens.",
+        "Whole blocks only, and the last one stays behind, full or not.",
+    ),
+    "vllm: gaps": Exercise(
+        lambda document: (
+            min(
+                (row for row in document.rows if row.mode in ("sequential", "replicas", "split")),
+                key=lambda row: row.figure("p99_itl_ms") or float("inf"),
+            ).name
+        ),
+        "A decode step waits for whatever else its engine does in that step, and for the cores that it has.",
+        "Compare figures(document, 'p99_itl_ms').",
+    ),
     "split: where it lies": Exercise(
         lambda: (9, 6),
         "Position 70 is in the third page of the table (70 // 32 = 2), in row 6 (70 % 32).",

@@ -123,7 +123,7 @@ def test_replicas_divide_the_kv_budget(pipeline: VllmPipeline) -> None:
 def test_more_engines_than_memory_are_refused_with_the_sum(
     pipeline: VllmPipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("splitwiser_lab.pipelines.vllm.team.free_memory_bytes", lambda device: 2 * 2**30)
+    monkeypatch.setattr("splitwiser_lab.pipelines.vllm.team.settled_free_bytes", lambda device: 2 * 2**30)
     pipeline.set_mode("replicas", 8)
     with pytest.raises(
         HardwareError, match=r"8 × \(0.00 GiB weights \+ 0.68 GiB process .*= 5.4.*1.80 GiB: use at most 2"

@@ -136,7 +136,7 @@ def test_bad_ends_leave_nothing_and_the_next_run_works(
     wanted = [generated(model, prompt, NEW) for prompt in PROMPTS[:3]]
     with VllmPipeline.from_pretrained(folder, "cpu", mode="split", vllm_python=PYTHON) as made:
         with monkeypatch.context() as short:
-            short.setattr("splitwiser_lab.pipelines.vllm.team.free_memory_bytes", lambda device: 2**30)
+            short.setattr("splitwiser_lab.pipelines.vllm.team.settled_free_bytes", lambda device: 2**30)
             with pytest.raises(HardwareError, match=r"2 × .* process .* GiB: "):
                 made.generate(PROMPTS[:3], NEW)
         made.start(Workload.closed([p[:40] for p in PROMPTS * 4], output_tokens=200))

@@ -70,7 +70,7 @@ class EngineProcess(Child):
                 self._process = subprocess.Popen(
                     [python, str(PROGRAM), *map(str, fds)],
                     pass_fds=[*fds, *inherited],
-                    env=_without_our_modules(around),
+                    env=_for_another_python(around),
                     stdin=subprocess.DEVNULL,
                     stdout=self._output,
                     stderr=self._output,
@@ -121,7 +121,7 @@ class EngineProcess(Child):
         return "\n".join(line for line in lines if line.strip()[:1] not in ("", "^"))[-2000:] if lines else ""
 
 
-def _without_our_modules(around: Mapping[str, str]) -> dict[str, str]:
-    """This environment for another Python: without our packages, and without anybody's size of the KV cache."""
-    hidden = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "VLLM_CPU_KVCACHE_SPACE")
+def _for_another_python(around: Mapping[str, str]) -> dict[str, str]:
+    """This environment, without what belongs to this Python, and without anybody's size of the KV cache."""
+    hidden = ("PYTHONHOME", "VIRTUAL_ENV", "VLLM_CPU_KVCACHE_SPACE")
     return {**{name: value for name, value in os.environ.items() if name not in hidden}, **around}

@@ -13,12 +13,12 @@ from dataclasses import replace
 from typing import Any, cast
 
 from splitwiser_lab.errors import ModeError, ModelError, RequestError
-from splitwiser_lab.hardware import choose_device, free_memory_bytes
+from splitwiser_lab.hardware import choose_device
 from splitwiser_lab.measure.provenance import provenance
 from splitwiser_lab.measure.reference import Reference
 from splitwiser_lab.measure.workload import Workload
 from splitwiser_lab.pipelines.document import Reproduction, Work
-from splitwiser_lab.pipelines.memory import private_bytes
+from splitwiser_lab.pipelines.memory import private_bytes, settled_free_bytes
 from splitwiser_lab.pipelines.reproduce import _engines, _Generate, _Runner, _Turns
 from splitwiser_lab.pipelines.source import SourceModel, load_source
 from splitwiser_lab.pipelines.vllm.experiment import VllmExperiment
@@ -93,8 +93,8 @@ class _Placed:
         self.version = ""
 
     def __call__(self, workload: Workload) -> tuple[dict[str, Any], list[list[int]]]:
-        free = free_memory_bytes(self._pipeline.device)
         starting = not self._pipeline.pids
+        free = settled_free_bytes(self._pipeline.device) if starting else 0
         if starting:
             self._pipeline.start(self._most)
         result = self._pipeline.run(workload)

@@ -16,7 +16,9 @@ import torch
 from splitwiser_lab.errors import HardwareError, LaneError
 from splitwiser_lab.hardware import free_memory_bytes
 from splitwiser_lab.lanes.mps import MpsDaemon, MpsShare
-from splitwiser_lab.lanes.support import daemon_of, index_of
+from splitwiser_lab.lanes.support import index_of
+from splitwiser_lab.pipelines.memory import settled_free_bytes
+from splitwiser_lab.pipelines.team import daemon_for
 from splitwiser_lab.pipelines.vllm.memory import BLOCK_SIZE, Work, kv_budget
 from splitwiser_lab.pipelines.vllm.placement import EngineRole, VllmPlacement
 from splitwiser_lab.pipelines.vllm.process import EngineProcess, check_version
@@ -53,8 +55,8 @@ class Team:
         self._python, self._model, self._device = python, model, torch.device(device)
         self._fd, self._folder = -1, None
         host = free_memory_bytes("cpu")
-        self.budget = kv_budget(placement, model, device, work, free_memory_bytes(device), host)
-        self._daemon: MpsDaemon | None = daemon_of(index_of(self._device)) if placement.mps else None
+        self.budget = kv_budget(placement, model, device, work, settled_free_bytes(device), host)
+        self._daemon: MpsDaemon | None = daemon_for(index_of(self._device)) if placement.mps else None
         try:
             self._prepare_hand_off()
             self._start(time.perf_counter())
@@ -162,12 +164,13 @@ class Team:
         """What vLLM's EngineArgs get; equal in every mode but for what the mode is."""
         kind, most = self._device.type, self.work.total
         chunk = self.placement.chunk_tokens
-        whole = max(most, _BATCHED_TOKENS[kind]) if role.part == "both" else most
+        sequences = max(2, min(self.work.at_once, chunk or self.work.at_once))  # a step has a token for each
+        whole = max(most, _BATCHED_TOKENS[kind]) if role.part == "both" else max(most, sequences)
         given: dict[str, Any] = {
             "model": str(self._model.folder),
             "dtype": self._model.dtype,
             "max_model_len": most,
-            "max_num_seqs": max(2, min(256, self.work.at_once)),
+            "max_num_seqs": sequences,
             # The prefill engine takes one longest prompt in a step, so that decoding begins while it goes on.
             "max_num_batched_tokens": chunk or whole,
             "enable_chunked_prefill": chunk is not None,
