@@ -35,8 +35,9 @@ RANKS = {
 }
 LEAVES = {"cuda_driver", "errors", "hardware", "metrics", "shared_memory", "timeline"}
 DRAWING = {"plotly", "ipywidgets", "anywidget"}
-# Imported where they happen to be: they come with Jupyter, with CUDA's torch, with Colab, or from the user.
-OPTIONAL = {"IPython", "cuda", "google", "triton", "vllm"}
+# Imported where they happen to be: they come with Jupyter, with CUDA's torch, with Colab, from the user, or lie
+# beside a script that another Python runs.
+OPTIONAL = {"IPython", "cuda", "google", "splitwiser_stopwatch", "triton", "vllm"}
 DISTRIBUTIONS = {"pynvml": "nvidia-ml-py", "huggingface_hub": "huggingface-hub"}
 
 

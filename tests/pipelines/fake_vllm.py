@@ -1,7 +1,7 @@
 """Stands in for vLLM's Python: speaks the protocol of run_engine.py and invents tokens that follow from the text.
 
-What it does wrong is told by FAKE_VLLM in its environment: `version 0.11.0`, `no vllm`, `no room`, `die PART N`
-(a kill at step N of an engine with that part), `slow` (0.2 s a step), `deaf` (starts for ever).
+What it does wrong is told by FAKE_VLLM in its environment: `version 0.11.0`, `no vllm`, `no room`, `no connector`,
+`die PART N` (a kill at step N of an engine with that part), `slow` (0.2 s a step), `deaf` (starts for ever).
 """
 
 from __future__ import annotations
@@ -84,7 +84,14 @@ def say(line: Connection, **message: object) -> None:
     line.send_bytes(json.dumps(message).encode())
 
 
-def main(fd: int) -> None:
+def end_with(lifeline: int) -> None:
+    os.read(lifeline, 1)
+    os._exit(75)
+
+
+def main(fd: int, *lifeline: int) -> None:
+    for end in lifeline:
+        threading.Thread(target=end_with, args=(end,), daemon=True).start()
     fault = os.environ.get("FAKE_VLLM", "")
     line = Connection(fd)
     if fault == "no vllm":
@@ -107,6 +114,9 @@ def main(fd: int) -> None:
     if fault == "no room":
         say(line, kind="failure", error="ValueError: no room for the KV cache", text="Traceback: ...")
         time.sleep(60)
+    if fault == "no connector" and settings["kv_transfer"]:
+        say(line, kind="failure", error="ImportError: cannot import name 'ExampleConnector'", text="Traceback: ...")
+        time.sleep(60)
     block = settings["engine_args"].get("block_size", 16)
     blocks = settings["engine_args"]["kv_cache_memory_bytes"] // KV_BYTES_PER_BLOCK
     say(line, kind="ready", kv_blocks=blocks, block_size=block, page_bytes=KV_BYTES_PER_BLOCK)
@@ -122,4 +132,4 @@ def main(fd: int) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[2]))  # argv[1] is the program that a real Python would run
+    main(*map(int, sys.argv[2:]))  # argv[1] is the program that a real Python would run

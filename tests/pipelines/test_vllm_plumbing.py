@@ -80,6 +80,21 @@ def test_split_hands_each_request_over_once(pipeline: VllmPipeline) -> None:
     assert decoded == (NEW - 1) * len(PROMPTS)
 
 
+@pytest.mark.parametrize("connector", ["shared", "example"])
+def test_prefill_goes_on_while_others_decode_as_far_as_there_are_slots(
+    pipeline: VllmPipeline, monkeypatch: pytest.MonkeyPatch, connector: str
+) -> None:
+    monkeypatch.setattr("splitwiser_lab.pipelines.vllm.memory._MOST_SLOTS", 2)
+    pipeline.set_mode("split", connector=connector)
+    result = pipeline.generate(PROMPTS, 100, ignore_eos=True)
+    assert result.tokens == [continued(prompt, 100) for prompt in PROMPTS]
+    requests = result.timeline.requests
+    for request in requests:
+        between = [r for r in requests if r.scheduled <= request.scheduled < r.token_times[1]]
+        assert len(between) <= 2, "a prompt waits for a slot"
+    assert requests[2].scheduled < requests[0].finished, "and not for the end of another"
+
+
 def test_a_request_that_ends_with_its_first_token_is_not_handed_over(folder: Path, python: str) -> None:
     ends = continued(PROMPTS[0], 1)[0]
     with VllmPipeline.from_pretrained(folder, "cpu", mode="split", vllm_python=python) as made:
@@ -226,6 +241,15 @@ def test_engines_that_do_not_start(
 ) -> None:
     monkeypatch.setenv("FAKE_VLLM", fault)
     with pytest.raises(error, match=message):
+        pipeline.generate(PROMPTS, NEW)
+    assert not pipeline.pids
+    check_works(pipeline, monkeypatch)
+
+
+def test_a_connector_that_this_vllm_lacks_is_named(pipeline: VllmPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FAKE_VLLM", "no connector")
+    pipeline.set_mode("split", connector="example")
+    with pytest.raises(ModeError, match=r"vLLM 0.32.0 cannot use the connector 'example' .*try connector='shared'"):
         pipeline.generate(PROMPTS, NEW)
     assert not pipeline.pids
     check_works(pipeline, monkeypatch)

@@ -110,7 +110,6 @@ def check_hand_offs(result, placed: VllmPipeline) -> None:
     nbytes = sum(h.nbytes for h in result.hand_offs)
     blocks = [-(-len(p) // 32) if placed.placement.connector == "shared" else (len(p) - 1) // 32 for p in PROMPTS]
     assert nbytes == pytest.approx(32 * token * sum(blocks), rel=0.01)
-    assert result.figures()["overlap_seconds"] > 0, "prompt k + 1 is prefilled while k is decoded"
 
 
 def test_each_request_has_its_own_length_end_and_arrival(placed: VllmPipeline, model: PreTrainedModel) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from splitwiser_lab.errors import HardwareError, LaneError
+from splitwiser_lab.errors import HardwareError, LaneError, ModeError
 from splitwiser_lab.hardware import free_memory_bytes
 from splitwiser_lab.lanes.mps import MpsDaemon, MpsShare
 from splitwiser_lab.lanes.support import index_of
@@ -136,7 +136,10 @@ class Team:
         child = self._children[name]
         version = self._hear(child, name)["version"]
         check_version(version, self._python)
-        ready = self._hear(child, name)
+        try:
+            ready = self._hear(child, name)
+        except LaneError as error:
+            raise self._connector_missing(version, error) or error from error
         pages = -(-self.work.prompt // ready["block_size"])
         if self.placement.connector == "shared" and pages * ready["page_bytes"] > self.budget.slot_bytes:
             raise LaneError(
@@ -145,6 +148,16 @@ class Team:
             )
         self.facts.append(EngineFacts(name, version, ready["kv_blocks"] * ready["block_size"], ready["block_size"]))
         self.spawn_seconds.append(time.perf_counter() - begun)
+
+    def _connector_missing(self, version: str, error: LaneError) -> ModeError | None:
+        """What to say when a connector, not the engine, is what failed to start; None otherwise."""
+        told = str(error).splitlines()[0]
+        if self.placement.connector is None or not ("ImportError" in told or "onnector" in told):
+            return None
+        other = "shared" if self.placement.connector == "example" else "example"
+        return ModeError(
+            f"vLLM {version} cannot use the connector {self.placement.connector!r} ({told}): try connector={other!r}."
+        )
 
     def _hear(self, child: EngineProcess, name: str) -> dict[str, Any]:
         if not child.connection.poll(_START_SECONDS):
@@ -198,7 +211,7 @@ class Team:
         shared = self.placement.connector == "shared"
         return {
             "kv_connector": "SharedConnector" if shared else "FolderConnector",
-            "kv_connector_module_path": "splitwiser_connectors",
+            "kv_connector_module_path": "splitwiser_shared" if shared else "splitwiser_folder",
             "kv_role": "kv_producer" if role.part == "prefill" else "kv_consumer",
             "kv_connector_extra_config": (
                 {"fd": self._fd} if shared else {"shared_storage_path": self._folder.name if self._folder else ""}

@@ -18,6 +18,8 @@ import traceback
 from multiprocessing.connection import Connection
 from typing import Any
 
+from splitwiser_stopwatch import stopwatch
+
 _NO_DAEMON = 75  # exit code when the MPS daemon has gone
 
 
@@ -72,10 +74,8 @@ class Server:
         self._engine = vllm.LLMEngine.from_engine_args(vllm.EngineArgs(**arguments))
         cache = self._engine.vllm_config.cache_config
         self.facts = {"kv_blocks": cache.num_gpu_blocks, "block_size": cache.block_size}
-        connectors: Any = sys.modules.get("splitwiser_connectors")
-        self._stopwatch = connectors.stopwatch if connectors else None
-        if connectors and connectors.pages:
-            self.facts["page_bytes"] = connectors.pages.page_bytes
+        if shared := sys.modules.get("splitwiser_shared"):  # loaded by vLLM where it is this engine's connector
+            self.facts["page_bytes"] = shared.pages.page_bytes
 
     def serve(self) -> None:
         """Take requests and step until the parent lets go, which ends the process."""
@@ -113,10 +113,8 @@ class Server:
                 tokens.append([name, list(part.token_ids)])
             if output.finished:
                 finished.append({"id": name, "reason": part.finish_reason, **_times(output)})
-        moved = self._stopwatch.take() if self._stopwatch else []
-        self._line.say(
-            {"kind": "step", "start": start, "end": end, "tokens": tokens, "finished": finished, "moved": moved}
-        )
+        said = {"start": start, "end": end, "tokens": tokens, "finished": finished, "moved": stopwatch.take()}
+        self._line.say({"kind": "step", **said})
 
 
 def _times(output: Any) -> dict[str, Any]:

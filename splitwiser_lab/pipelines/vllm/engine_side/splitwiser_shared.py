@@ -1,97 +1,24 @@
-"""How keys and values pass from a prefill engine to a decode engine: two connectors of vLLM's public interface.
+"""A connector of ours: keys and values pass through memory that the prefill and the decode engine both map.
 
-`FolderConnector` is vLLM's own ExampleConnector under a stopwatch: one safetensors file for each request and
-layer, whole blocks only, so that the decode engine computes the tokens of the last block again.
-`SharedConnector` is ours: whole blocks go through memory that both processes map, at a place that the parent
-chose, and the decode engine starts with the newest token, computing no token of the prompt again.
+Whole blocks are copied, at a place that the parent chose, and the decode engine starts with the newest token: it
+computes no token of the prompt again.
 """
 
 from __future__ import annotations
 
+import math
 import mmap
 import os
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from splitwiser_stopwatch import stopwatch
 from vllm.distributed.kv_transfer.kv_connector.v1.base import (
     KVConnectorBase_V1,
     KVConnectorMetadata,
     KVConnectorRole,
 )
-from vllm.distributed.kv_transfer.kv_connector.v1.example_connector import ExampleConnector
-
-
-class Stopwatch:
-    """Bytes and seconds of what was moved in a step, `save` or `load`."""
-
-    def __init__(self) -> None:
-        self._moved: dict[str, list[float]] = {}
-
-    @contextmanager
-    def __call__(self, what: str) -> Iterator[list[float]]:
-        """Time a block, which adds its bytes to element 0 of what it is given."""
-        start, moved = time.monotonic(), [0.0]
-        yield moved
-        if moved[0]:
-            total = self._moved.setdefault(what, [0.0, 0.0])
-            total[0] += moved[0]
-            total[1] += time.monotonic() - start
-
-    def take(self) -> list[list[Any]]:
-        """`[what, bytes, seconds]` of all since the last call."""
-        moved, self._moved = self._moved, {}
-        return [[what, int(nbytes), seconds] for what, (nbytes, seconds) in moved.items()]
-
-
-class FolderConnector(ExampleConnector):  # type: ignore[misc]
-    """vLLM's ExampleConnector, timed. A prefill engine writes and never reads: it must not skip its work."""
-
-    def get_num_new_matched_tokens(self, request: Any, num_computed_tokens: int) -> tuple[int | None, bool]:
-        """As ExampleConnector has it; for a prompt of one token it would say less than nothing."""
-        matched, later = super().get_num_new_matched_tokens(request, num_computed_tokens)
-        return max(matched or 0, 0), later
-
-    def _found_match_for_prompt(self, prompt_token_ids: list[int], mm_hashes: list[str]) -> bool:
-        if self._kv_transfer_config.kv_role == "kv_producer":
-            return False
-        return bool(super()._found_match_for_prompt(prompt_token_ids, mm_hashes))
-
-    def build_connector_meta(self, scheduler_output: Any) -> Any:
-        """As ExampleConnector has it; where a prompt fills its blocks exactly, it would look for one block too many."""
-        new = scheduler_output.scheduled_new_reqs
-        lengths = [len(r.prompt_token_ids or []) for r in new if r.req_id in self._requests_need_load]
-        planned = super().build_connector_meta(scheduler_output)
-        loads = [r for r in planned.requests if not r.is_store]
-        for load, length in zip(loads, lengths, strict=False):  # resumed requests come after the new ones
-            stored = (length - 2) // self._block_size * self._block_size
-            load.token_ids, load.slot_mapping = load.token_ids[:stored], load.slot_mapping[:stored]
-        return planned
-
-    def save_kv_layer(self, layer_name: str, kv_layer: torch.Tensor, attn_metadata: Any, **kwargs: Any) -> None:
-        """Write one layer's part of each prompt that was computed in this step."""
-        stored = [r for r in self._get_connector_metadata().requests if r.is_store]
-        with stopwatch("save") as moved:
-            super().save_kv_layer(layer_name, kv_layer, attn_metadata, **kwargs)
-            moved[0] += sum(len(r.slot_mapping) for r in stored) * self._token_bytes(kv_layer)
-
-    def start_load_kv(self, forward_context: Any, **kwargs: Any) -> None:
-        """Read all layers of each prompt that joins in this step."""
-        tokens = sum(len(r.slot_mapping) for r in self._get_connector_metadata().requests if not r.is_store)
-        layers = (getattr(layer, "kv_cache", None) for layer in forward_context.no_compile_layers.values())
-        each = [self._token_bytes(layer) for layer in layers if layer is not None] if tokens else []
-        with stopwatch("load") as moved:
-            super().start_load_kv(forward_context, **kwargs)
-            moved[0] += tokens * sum(each)
-
-    def _token_bytes(self, layer: Any) -> float:
-        """Bytes of one token's key and value in one layer."""
-        tensor = layer[0] if isinstance(layer, list | tuple) else layer
-        blocks: int = self._vllm_config.cache_config.num_gpu_blocks
-        return float(tensor.numel() * tensor.element_size() / (blocks * self._block_size))
 
 
 @dataclass
@@ -143,10 +70,7 @@ class Pages:
         size = os.fstat(self._fd).st_size
         if self._map is None or len(self._map) < size:  # the parent has made room
             self._map = mmap.mmap(self._fd, size)
-        count = 1
-        for length in shape:
-            count *= length
-        return torch.frombuffer(self._map, dtype=dtype, count=count, offset=offset).view(shape)
+        return torch.frombuffer(self._map, dtype=dtype, count=math.prod(shape), offset=offset).view(shape)
 
 
 class SharedConnector(KVConnectorBase_V1):  # type: ignore[misc]
@@ -221,5 +145,4 @@ class SharedConnector(KVConnectorBase_V1):  # type: ignore[misc]
                 moved[0] += pages.move(job)
 
 
-stopwatch = Stopwatch()
-pages: Pages | None = None
+pages: Pages | None = None  # of this process's engine, which tells the parent how large they are
