@@ -16,8 +16,9 @@ _GIB = 2**30
 USABLE = 0.9  # of the memory that is free, for all engines together: the paper gives each 0.9 / N
 # What an engine takes beside weights and KV cache: interpreter and libraries, or CUDA context, graphs, activations.
 _PROCESS_BYTES = {"cpu": 700 * 2**20, "cuda": 3 * _GIB}
-_SPARE_BLOCKS = 2  # vLLM keeps one empty block for itself
 BLOCK_SIZE = {"cpu": 32, "cuda": 16}  # tokens: the smallest that vLLM's attention takes there
+_LARGEST_BLOCK = 128  # tokens: that it may choose on a GPU
+_SPARE_TOKENS = 2 * _LARGEST_BLOCK  # vLLM keeps one empty block for itself
 _MOST_HAND_OFF = 2 * _GIB
 _FEWEST_SLOTS, _MOST_SLOTS = 2, 64
 
@@ -61,9 +62,9 @@ def kv_budget(
     """
     kind, count = torch.device(device).type, placement.engines
     block, token = BLOCK_SIZE[kind], model.kv_token_bytes
-    one = _up(work.total, block) + _SPARE_BLOCKS * block  # tokens
-    wanted = [max(one, n * _up(work.total, block) + _SPARE_BLOCKS * block) for n in _shares(placement, work)]
-    slot_bytes = _up(work.prompt, block) * token if placement.mode == "split" else 0
+    one = _up(work.total, block) + _SPARE_TOKENS
+    wanted = [max(one, n * _up(work.total, block) + _SPARE_TOKENS) for n in _shares(placement, work)]
+    slot_bytes = _up(work.prompt, _LARGEST_BLOCK) * token if placement.mode == "split" else 0
     slots = _slots(slot_bytes, work.at_once, host_free) if slot_bytes else 0
     hand_off = slots * slot_bytes if kind == "cpu" else 0
     usable, each = USABLE * free - hand_off, model.weight_bytes + _PROCESS_BYTES[kind]

@@ -134,12 +134,13 @@ class Team:
 
     def _await_start(self, name: str, begun: float) -> None:
         child = self._children[name]
-        version = self._hear(child, name)["version"]
-        check_version(version, self._python)
+        version = self._version(child, name)
         try:
             ready = self._hear(child, name)
         except LaneError as error:
-            raise self._connector_missing(version, error) or error from error
+            if missing := self._connector_missing(version, error):
+                raise missing from error
+            raise
         pages = -(-self.work.prompt // ready["block_size"])
         if self.placement.connector == "shared" and pages * ready["page_bytes"] > self.budget.slot_bytes:
             raise LaneError(
@@ -148,6 +149,18 @@ class Team:
             )
         self.facts.append(EngineFacts(name, version, ready["kv_blocks"] * ready["block_size"], ready["block_size"]))
         self.spawn_seconds.append(time.perf_counter() - begun)
+
+    def _version(self, child: EngineProcess, name: str) -> str:
+        try:
+            version = str(self._hear(child, name)["version"])
+        except LaneError as error:
+            if "ModuleNotFoundError" not in str(error):
+                raise
+            raise ModeError(
+                f"{self._python} has no vLLM: set one up by `make vllm`, or name another Python."
+            ) from error
+        check_version(version, self._python)
+        return version
 
     def _connector_missing(self, version: str, error: LaneError) -> ModeError | None:
         """What to say when a connector, not the engine, is what failed to start; None otherwise."""
