@@ -210,7 +210,8 @@ def find_vllm(python: str | None = None) -> str | None:
     """A Python that can import vLLM: the one given, this one, or the one that `make vllm` made; None without."""
     if python is not None:
         return python
-    if importlib.util.find_spec("vllm") is not None:
+    here = importlib.util.find_spec("vllm")
+    if here is not None and here.origin:  # and no mere folder of that name
         return sys.executable
     places = (folder / ".venv-vllm" / "bin" / "python" for folder in (Path.cwd(), Path(__file__).parents[2]))
     return next((str(local) for local in places if local.exists()), None)

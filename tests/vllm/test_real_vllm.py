@@ -76,9 +76,17 @@ def test_tokens_and_times(placed: VllmPipeline, model: PreTrainedModel, request:
     assert placed.generate(PROMPTS, 1, ignore_eos=True).tokens == [tokens[:1] for tokens in wanted]
     assert all(engine.version and engine.kv_tokens >= 128 for engine in result.engines)
     assert len(result.spawn_s) == placed.placement.engines
+    if hasattr(os, "sched_getaffinity"):
+        cores = [thread_cores(pid) for pid in placed.pids.values()]
+        assert cores == [set(own) for own in placed.placement.cores()], "no engine computes on another's cores"
     check_timeline(result, placed)
     if placed.placement.mode == "split":
         check_hand_offs(result, placed)
+
+
+def thread_cores(pid: int) -> set[int]:
+    """Cores on which any thread of a process may run."""
+    return set().union(*(os.sched_getaffinity(int(thread)) for thread in os.listdir(f"/proc/{pid}/task")))
 
 
 def check_timeline(result, placed: VllmPipeline) -> None:

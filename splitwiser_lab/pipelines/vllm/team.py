@@ -124,9 +124,10 @@ class Team:
         ):
             inherited = [self._fd] if self._fd >= 0 else []
             share = MpsShare(self._daemon, role.sm_share) if self._daemon and role.sm_share else None
-            child = EngineProcess(role.name, self._python, self._environment(cores), inherited, share)
+            child = EngineProcess(role.name, self._python, self._environment(), inherited, share)
             self._children[role.name] = child
-            child.ask({"engine_args": self._arguments(role, kv_bytes), "kv_transfer": self._transfer(role)})
+            settings = {"engine_args": self._arguments(role, kv_bytes), "kv_transfer": self._transfer(role)}
+            child.ask({**settings, "cores": cores if together else None})
             if not together:
                 self._await_start(role.name, begun)
         for name in self._children if together else ():
@@ -177,10 +178,10 @@ class Team:
             raise LaneError(f"vLLM's {name} did not start within {_START_SECONDS:.0f} s.")
         return child.hear()
 
-    def _environment(self, cores: list[int]) -> dict[str, str]:
+    def _environment(self) -> dict[str, str]:
         own = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1"}
         if self._device.type == "cpu":
-            return {**own, "VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, cores))}
+            return own
         seen = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
         index = index_of(self._device)
         only = seen[index] if index < len(seen) and seen[index] else str(index)

@@ -64,6 +64,8 @@ class Server:
     """An engine, stepped while it has requests."""
 
     def __init__(self, line: Line, settings: dict[str, Any]) -> None:
+        if settings["cores"] is not None:
+            _compute_on(settings["cores"])
         import vllm
         from vllm.config import KVTransferConfig
 
@@ -115,6 +117,17 @@ class Server:
                 finished.append({"id": name, "reason": part.finish_reason, **_times(output)})
         said = {"start": start, "end": end, "tokens": tokens, "finished": finished, "moved": stopwatch.take()}
         self._line.say({"kind": "step", **said})
+
+
+def _compute_on(cores: list[int]) -> None:
+    """Keep to these cores, with one thread on each: before torch is loaded, since threads inherit both.
+
+    vLLM's own setting for this counts only where each engine's worker is a further process.
+    """
+    os.environ["OMP_NUM_THREADS"] = str(len(cores))
+    if hasattr(os, "sched_setaffinity"):
+        for thread in os.listdir("/proc/self/task"):  # this one, and the one that listens
+            os.sched_setaffinity(int(thread), cores)
 
 
 def _times(output: Any) -> dict[str, Any]:
