@@ -8,31 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
-from functools import cache
-from typing import Any, Protocol, cast
+from typing import Any
 
-from splitwiser_lab.engine.engine import Engine
-from splitwiser_lab.errors import HardwareError, ModeError, ModelError, RequestError
-from splitwiser_lab.measure.peers import GeneratePeer
+from splitwiser_lab.errors import ModeError, ModelError, RequestError
 from splitwiser_lab.measure.provenance import provenance
-from splitwiser_lab.measure.reference import Reference, TokenCheck
+from splitwiser_lab.measure.reference import Reference
 from splitwiser_lab.measure.workload import Workload
-from splitwiser_lab.pipelines.document import BASE, Reproduction, Row, Work
+from splitwiser_lab.pipelines.document import Reproduction, Work
 from splitwiser_lab.pipelines.experiment import Experiment
 from splitwiser_lab.pipelines.huggingface import HuggingFacePipeline
 from splitwiser_lab.pipelines.memory import private_bytes, settled_free_bytes
 from splitwiser_lab.pipelines.phase_figures import PhaseFigures
 from splitwiser_lab.pipelines.placement import Placement
 from splitwiser_lab.pipelines.result import PipelineResult
-
-_ENGINE_MODES = {"cpu": ("sequential", "processes"), "cuda": ("sequential", "streams")}
-
-
-class _Runner(Protocol):
-    """A way to do the work: figures and tokens of one round."""
-
-    def __call__(self, workload: Workload) -> tuple[dict[str, Any], list[list[int]]]: ...
+from splitwiser_lab.pipelines.turns import GenerateRunner, Runner, Turns, engine_runners
 
 
 def reproduce(
@@ -58,7 +47,7 @@ def reproduce(
         first = stack.enter_context(HuggingFacePipeline.from_pretrained(experiment.model, device, experiment.dtype))
         judge = Reference(first.model())
         phases = _phases_alone(first, experiment, phase_seconds, report)
-        runners: dict[str, _Runner] = {"generate": _Generate(judge.model, experiment.batch)}
+        runners: dict[str, Runner] = {"generate": GenerateRunner(judge.model, experiment.batch)}
         skipped: dict[str, str] = {}
         for placement in experiment.placements:
             try:
@@ -70,10 +59,11 @@ def reproduce(
         dtype = str(first.layout.dtype).removeprefix("torch.")
         if engine:
             try:
-                runners.update(_engines(stack, experiment, first.device, dtype))
+                longest = experiment.input + max(experiment.outputs)
+                runners.update(engine_runners(stack, experiment.model, first.device, dtype, experiment.batch, longest))
             except ModelError as error:
                 skipped["engine"] = str(error)
-        turns = _Turns(runners, experiment, judge, skipped if skip else None, report)
+        turns = Turns(runners, experiment, judge, skipped if skip else None, report)
         rows = tuple(row for output in experiment.outputs for row in turns.rows(output, repeats))
         return Reproduction("hf", _work(first, experiment), rows, skipped, provenance(first.device), phases)
 
@@ -108,80 +98,6 @@ def _phases_alone(
     return first.profile(e.workload(output), e.batch, seconds)
 
 
-@dataclass(frozen=True)
-class _Turns:
-    """Lets all runners do the same work by turns. What has no room goes to `skipped`; where that is None, it raises."""
-
-    runners: dict[str, _Runner]
-    experiment: Experiment
-    judge: Reference
-    skipped: dict[str, str] | None
-    report: Callable[[str], None]
-
-    def rows(self, output: int, repeats: int) -> list[Row]:
-        """One row for each runner, with `output` new tokens a request."""
-        work = self.experiment.workload(output)
-        prompts = _prompts(work, self.judge.model)
-        self.report(f"{output} new tokens: asking transformers for the reference's tokens")
-        _, expected = self.runners["generate"](work)
-
-        @cache  # most ways and rounds write the same tokens, and to judge a difference takes time
-        def check(number: int, ours: tuple[int, ...]) -> TokenCheck:
-            return self.judge.check(prompts[number], ours, expected[number])
-
-        rows = {name: self._row(name, output) for name in self.runners if self._warm_up(name, output)}
-        for number in range(repeats):
-            for name, row in rows.items():
-                self.report(f"{output} new tokens: round {number + 1} of {repeats}, {name}")
-                figures, tokens = self.runners[name](work)
-                row.add(figures)
-                row.judge(map(check, range(len(prompts)), map(tuple, tokens)))
-            base = rows[BASE].samples["output_throughput"][-1]
-            for row in rows.values():
-                row.add({"over_sequential": row.samples["output_throughput"][-1] / base})
-        return list(rows.values())
-
-    def _placement(self, name: str) -> Placement | None:
-        return next((placement for placement in self.experiment.placements if str(placement) == name), None)
-
-    def _row(self, name: str, output: int) -> Row:
-        placement = self._placement(name)
-        if placement is None:
-            return Row(name, output, name.partition(":")[0])
-        return Row(name, output, placement.mode, placement.processes, placement.mps)
-
-    def _warm_up(self, name: str, output: int) -> bool:
-        """Start and run it once. False when there is no room for it."""
-        if name == "generate":
-            return True  # the reference's tokens came from it
-        self.report(f"{output} new tokens: starting and warming up {name}")
-        placement = self._placement(name)
-        try:
-            self.runners[name](self.experiment.warm_up(output, placement.processes if placement else 1))
-        except HardwareError as error:
-            if self.skipped is None or name == BASE:
-                raise
-            self.skipped[f"{name}, {output} new tokens"] = str(error)
-            return False
-        return True
-
-
-class _Generate:
-    """transformers' `generate` in this process, batch by batch."""
-
-    def __init__(self, model: Any, batch: int) -> None:
-        self._peer, self._model, self._batch = GeneratePeer(model), model, batch
-
-    def __call__(self, workload: Workload) -> tuple[dict[str, Any], list[list[int]]]:
-        prompts, new_tokens = _prompts(workload, self._model), workload.arrivals[0].max_new_tokens
-        seconds, tokens = 0.0, []
-        for start in range(0, len(prompts), self._batch):
-            taken, new = self._peer.run(prompts[start : start + self._batch], new_tokens)
-            seconds += taken
-            tokens += new
-        return {"duration": seconds, "output_throughput": sum(map(len, tokens)) / seconds}, tokens
-
-
 class _Placed:
     """The pipeline in one placement, with processes of its own, over the weights of `first`."""
 
@@ -198,29 +114,3 @@ class _Placed:
             held = private_bytes(self._pipeline.pids.values(), self._pipeline.device, free)
             self._start = {"spawn_s": max(result.spawn_s), "private_gb": None if held is None else held / 1e9}
         return {**result.figures(), **self._start}, result.tokens
-
-
-class _Engine:
-    """This package's engine in one mode."""
-
-    def __init__(self, engine: Engine, mode: str, batch: int) -> None:
-        self._engine, self._mode, self._batch = engine, mode, batch
-
-    def __call__(self, workload: Workload) -> tuple[dict[str, Any], list[list[int]]]:
-        self._engine.set_mode(self._mode, max_batch=self._batch)
-        result = self._engine.serve(workload)
-        return result.metrics.to_dict(), result.tokens
-
-
-def _engines(stack: ExitStack, experiment: Experiment, device: str, dtype: str) -> dict[str, _Runner]:
-    room = 2 * experiment.batch * (experiment.input + max(experiment.outputs) + 64)
-    loaded = Engine.from_pretrained(experiment.model, device=device, dtype=dtype, kv_tokens=room)
-    engine = stack.enter_context(loaded)
-    kind = "cuda" if device.startswith("cuda") else "cpu"
-    return {f"engine: {mode}": _Engine(engine, mode, experiment.batch) for mode in _ENGINE_MODES[kind]}
-
-
-def _prompts(workload: Workload, model: Any) -> list[list[int]]:
-    """The random prompts of a workload, as token ids of this model."""
-    items = workload.requests(int(model.config.get_text_config(decoder=True).vocab_size))
-    return [cast(list[int], item.prompt) for item in items]

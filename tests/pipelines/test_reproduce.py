@@ -15,7 +15,7 @@ from splitwiser_lab.cli import app
 from splitwiser_lab.measure.reference import Reference
 from splitwiser_lab.pipelines.document import Reproduction
 from splitwiser_lab.pipelines.experiment import EXPERIMENTS
-from splitwiser_lab.pipelines.reproduce import _Turns
+from splitwiser_lab.pipelines.turns import Turns
 
 pytestmark = pytest.mark.timeout(180)
 run = CliRunner().invoke
@@ -122,10 +122,10 @@ def test_what_has_no_room_is_left_out_with_its_reason() -> None:
 
     runners = {"generate": works, "sequential": works, "replicas × 8": has_no_room}
     skipped: dict[str, str] = {}
-    rows = _Turns(runners, experiment, Reference(model_of("llama")), skipped, lambda _: None).rows(1, repeats=2)
+    rows = Turns(runners, experiment, Reference(model_of("llama")), skipped, lambda _: None).rows(1, repeats=2)
     assert [row.mode for row in rows] == ["generate", "sequential"]
     assert [row.name for row in rows] == ["generate", "sequential"]
     assert rows[1].samples["over_sequential"] == [1.0, 1.0]
     assert skipped == {"replicas × 8, 1 new tokens": "8 × 1 GiB, and 2 GiB are free"}
     with pytest.raises(HardwareError):
-        _Turns(runners, experiment, Reference(model_of("llama")), None, lambda _: None).rows(1, repeats=2)
+        Turns(runners, experiment, Reference(model_of("llama")), None, lambda _: None).rows(1, repeats=2)

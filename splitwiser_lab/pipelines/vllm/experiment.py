@@ -11,7 +11,7 @@ from splitwiser_lab.measure.workload import Workload
 from splitwiser_lab.pipelines.experiment import Scale
 from splitwiser_lab.pipelines.vllm.placement import VllmPlacement
 
-_REFERENCE_BATCH = 32  # prompts that transformers' `generate` takes at once
+_REFERENCE_BATCH = 32
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class VllmExperiment:
     outputs: tuple[int, ...]
     requests: int
     placements: tuple[VllmPlacement, ...]
-    batch: int = _REFERENCE_BATCH  # of what runs beside vLLM: `generate`, and this package's engine
+    batch: int = _REFERENCE_BATCH  # prompts that transformers' `generate`, the reference, takes at once
     dtype: str = "auto"
     seed: int = 0
 

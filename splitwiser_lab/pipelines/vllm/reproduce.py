@@ -9,8 +9,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import replace
-from typing import Any, cast
+from typing import Any
 
 from splitwiser_lab.errors import ModeError, ModelError, RequestError
 from splitwiser_lab.hardware import choose_device
@@ -19,8 +18,8 @@ from splitwiser_lab.measure.reference import Reference
 from splitwiser_lab.measure.workload import Workload
 from splitwiser_lab.pipelines.document import Reproduction, Work
 from splitwiser_lab.pipelines.memory import private_bytes, settled_free_bytes
-from splitwiser_lab.pipelines.reproduce import _engines, _Generate, _Runner, _Turns
 from splitwiser_lab.pipelines.source import SourceModel, load_source
+from splitwiser_lab.pipelines.turns import GenerateRunner, Runner, Turns, engine_runners
 from splitwiser_lab.pipelines.vllm.experiment import VllmExperiment
 from splitwiser_lab.pipelines.vllm.pipeline import VllmPipeline
 from splitwiser_lab.pipelines.vllm.placement import VllmPlacement
@@ -52,7 +51,7 @@ def reproduce_vllm(
         folder = _written(stack, source) if source.random_weights else experiment.model
         dtype = str(source.model.dtype).removeprefix("torch.")
         first = stack.enter_context(VllmPipeline.from_pretrained(folder, where, dtype, vllm_python=vllm_python))
-        runners: dict[str, _Runner] = {"generate": _Generate(judge.model, experiment.batch)}
+        runners: dict[str, Runner] = {"generate": GenerateRunner(judge.model, experiment.batch)}
         skipped: dict[str, str] = {}
         for placement in experiment.placements:
             try:
@@ -63,10 +62,11 @@ def reproduce_vllm(
                 skipped[str(placement)] = str(error)
         if engine:
             try:
-                runners.update(_engines(stack, _for_engine(experiment), where, dtype))
+                longest = experiment.input + max(experiment.outputs)
+                runners.update(engine_runners(stack, experiment.model, where, dtype, experiment.requests, longest))
             except ModelError as error:
                 skipped["engine"] = str(error)
-        turns = _Turns(runners, cast(Any, experiment), judge, skipped if skip else None, report)
+        turns = Turns(runners, experiment, judge, skipped if skip else None, report)
         rows = tuple(row for output in experiment.outputs for row in turns.rows(output, repeats))
         work = _work(experiment, source, dtype)
         return Reproduction("vllm", work, rows, skipped, _origin(where, runners))
@@ -113,16 +113,11 @@ def _written(stack: ExitStack, source: SourceModel) -> str:
     return folder
 
 
-def _for_engine(experiment: VllmExperiment) -> Any:
-    """The experiment with room for all requests at once, as vLLM has it."""
-    return replace(experiment, batch=experiment.requests)
-
-
 def _work(e: VllmExperiment, source: SourceModel, dtype: str) -> Work:
     return Work(e.model, source.random_weights, dtype, e.requests, e.input, e.requests, e.seed)
 
 
-def _origin(device: str, runners: dict[str, _Runner]) -> dict[str, Any]:
+def _origin(device: str, runners: dict[str, Runner]) -> dict[str, Any]:
     """Where it was measured, with vLLM's version."""
     origin = provenance(device)
     known = [runner.version for runner in runners.values() if isinstance(runner, _Placed) and runner.version]
