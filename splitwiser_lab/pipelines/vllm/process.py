@@ -60,7 +60,7 @@ class EngineProcess(Child):
         share: MpsShare | None = None,
     ) -> None:
         """Start it; with `share`, as a client of an MPS daemon. Raises LaneError, or ModeError without that Python."""
-        self._who, self._share, self._ended = f"vLLM's {name}", share, False
+        self._who, self._share, self._ended, self._words = f"vLLM's {name}", share, False, ""
         around = {**environment, **(share.enter() if share else {})}
         self._output = tempfile.TemporaryFile()  # noqa: SIM115 - it goes with this object
         ours, theirs = socket.socketpair()
@@ -95,7 +95,7 @@ class EngineProcess(Child):
         except (EOFError, OSError):
             raise LaneError(
                 f"{self.how_it_ended()}. Its requests are lost and the run with it; the next run starts new "
-                f"processes. It said: {self._said()}"
+                f"processes. It said: {self._words or 'nothing'}"
             ) from None
         if message["kind"] == "failure":
             raise LaneError(f"{self._who} failed: {message['error']}\n{message['text']}")
@@ -112,13 +112,11 @@ class EngineProcess(Child):
             self._words = self._tail()
             self._output.close()
 
-    def _said(self) -> str:
-        return (getattr(self, "_words", "") if self._output.closed else self._tail()) or "nothing"
-
     def _tail(self) -> str:
+        """The last that it printed."""
         self._output.seek(0)
         lines = self._output.read().decode(errors="replace").splitlines()
-        return "\n".join(line for line in lines if line.strip()[:1] not in ("", "^"))[-2000:] if lines else ""
+        return "\n".join(line for line in lines[-_SAID_LINES:] if line.strip())
 
 
 def _for_another_python(around: Mapping[str, str]) -> dict[str, str]:
