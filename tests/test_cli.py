@@ -80,6 +80,20 @@ def test_lab_binds_to_loopback_with_a_token(monkeypatch: pytest.MonkeyPatch, tmp
     assert not any("token=" in word and word.endswith("=") for word in words), "an empty token would switch it off"
 
 
+@pytest.mark.parametrize(("user", "allowed"), [(0, True), (1000, False)])
+def test_lab_starts_for_root_too_whom_jupyter_turns_away(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, user: int, allowed: bool
+) -> None:
+    started: list[list[str]] = []
+    monkeypatch.setattr("os.execv", lambda program, words: started.append(words))
+    monkeypatch.setattr("os.geteuid", lambda: user, raising=False)
+    monkeypatch.setenv("JUPYTER_DATA_DIR", str(tmp_path / "jupyter"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "n.ipynb").write_text("{}")
+    assert run(app, ["lab", "n.ipynb", "--no-browser"]).exit_code == 0
+    assert ("--allow-root" in started[0]) is allowed
+
+
 def test_importing_the_package_loads_no_heavy_library() -> None:
     code = "import sys, splitwiser_lab; print([m for m in ('torch', 'transformers', 'plotly') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -167,4 +167,6 @@ def lab(
     # Jupyter makes a token of its own: given here, other users of this machine could read it off the command line.
     words += ["--ServerApp.root_dir=.", f"--LabApp.default_url=/lab/tree/{notebook}"]
     words += [] if browser else ["--no-browser"]
+    # In a container there is often nobody but root, whom Jupyter turns away by default.
+    words += ["--allow-root"] if getattr(os, "geteuid", lambda: 1)() == 0 else []
     os.execv(sys.executable, [sys.executable, *words])

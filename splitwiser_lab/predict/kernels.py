@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from statistics import median
@@ -19,9 +20,11 @@ import torch.nn.functional as F
 from splitwiser_lab import hardware
 from splitwiser_lab.model.attention import AttentionInput, sdpa
 from splitwiser_lab.model.batch import GREEDY, Batch, Sequence
+from splitwiser_lab.model.choice import choose_kernels
 from splitwiser_lab.model.config import ModelConfig
 from splitwiser_lab.model.kv_pool import KVPool
 from splitwiser_lab.model.linear import linear
+from splitwiser_lab.model.runner import runner_for
 from splitwiser_lab.model.transformer import Transformer
 from splitwiser_lab.model.weights import Weights
 from splitwiser_lab.predict.ceilings import Ceilings, measure_ceilings, timed
@@ -43,7 +46,8 @@ class Kernels:
 
     `products` maps rows to seconds per weight of a matrix; `attention_flops_per_s` is that of one causal
     sequence; `number_s` is what a number costs on its way through norms, rotation and activation; `layer_s` and
-    `batch_s` are the host's share, launching and looking up, per layer and per batch.
+    `batch_s` are the host's share, launching and looking up, per layer and per batch, by the runner that the engine
+    would choose; `kv_passes` is how often attention goes over the keys and values of a context.
     """
 
     ceilings: Ceilings
@@ -53,6 +57,7 @@ class Kernels:
     layer_s: float
     batch_s: float
     waits_for_host: bool
+    kv_passes: int = 3  # plain attention gathers the pages (read, write), then attends (read)
 
     def product_seconds(self, rows: int, weights: int) -> float:
         """How long a product of `rows` rows with matrices of `weights` numbers in all takes.
@@ -82,6 +87,7 @@ def measure_kernels(config: ModelConfig, device: str = "auto", dtype: str = "aut
         layer_s=layer_s,
         batch_s=batch_s,
         waits_for_host=torch.device(where).type == "cuda",
+        kv_passes=1 if choose_kernels(where, ceilings.dtype).value == "triton" else 3,
     )
 
 
@@ -149,6 +155,16 @@ def _step_seconds(config: ModelConfig, layers: int, device: str, dtype: torch.dt
     pool = KVPool(small, dtype, device, pages=2, page_size=32)
     weights = Weights(small, dtype, device).fill_random()
     weights.pack()
-    transformer = Transformer(weights, pool)
     batch = Batch([Sequence([1], 40, [0, 1], GREEDY)], [])
-    return median(timed(lambda: transformer.run(batch).tolist(), device, 20))
+    with _stream(device):  # a CUDA graph cannot be captured on the default one
+        runner = runner_for(Transformer(weights, pool))  # the engine's own choice: plain launches, or a graph
+        runner.run(batch)  # the first batch of a shape compiles its kernels; the next, which warms up, is captured
+        return median(timed(lambda: runner.run(batch).tolist(), device, 20))
+
+
+def _stream(device: str) -> AbstractContextManager[object]:
+    if torch.device(device).type != "cuda":
+        return nullcontext()
+    torch.cuda.synchronize(device)  # weights and pool were made on another stream
+    stream: AbstractContextManager[object] = torch.cuda.stream(torch.cuda.Stream(device))
+    return stream

@@ -17,7 +17,6 @@ from splitwiser_lab.predict.work import Part, Work, numbers_between, work
 
 Bound = Literal["compute", "memory"]
 _Line = tuple[float, float, float]  # a, b, c of a x + b y = c
-_KV_PASSES = 3  # the reference backend gathers pages (read, write), then attends (read)
 
 
 def least_seconds(work: Work, ceilings: Ceilings) -> float:
@@ -42,7 +41,7 @@ def predict_seconds(config: ModelConfig, parts: Sequence[Part], kernels: Kernels
     device = sum(kernels.product_seconds(o.rows, o.weights) for o in batch.operators if o.weights and o.rows)
     device += max(
         attention.flops / kernels.attention_flops_per_s,
-        _KV_PASSES * attention.bytes / kernels.ceilings.bytes_per_s,
+        kernels.kv_passes * attention.bytes / kernels.ceilings.bytes_per_s,
     )
     device += kernels.number_s * numbers_between(config, tokens)
     host = kernels.batch_s + kernels.layer_s * config.layers

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from tiny_models import tiny
 
+from splitwiser_lab.hardware import Choice
 from splitwiser_lab.model.batch import GREEDY, Batch, Sequence
 from splitwiser_lab.model.config import ModelConfig
+from splitwiser_lab.model.runner import PlainRunner
+from splitwiser_lab.predict import kernels
 from splitwiser_lab.predict.ceilings import DATASHEETS, Ceilings, measure_ceilings
 from splitwiser_lab.predict.kernels import Kernels, measure_kernels
 from splitwiser_lab.predict.roofline import bound, least_seconds, overlap_limit, predict_seconds
@@ -188,6 +192,24 @@ class TestPrediction:
         assert all(seconds > 0 for _, seconds in found.products) and not found.waits_for_host
         assert not torch.is_inference_mode_enabled()
         assert predict_seconds(config, prefill(64), found, 4) > predict_seconds(config, decode(64), found, 4) > 0
+
+    def test_what_is_timed_is_what_the_engine_would_run(self, monkeypatch: pytest.MonkeyPatch):
+        ran: list[Batch] = []
+
+        class Fast(PlainRunner):
+            def run(self, batch: Batch, on_launch: Any = lambda: None) -> torch.Tensor:
+                ran.append(batch)
+                return super().run(batch, on_launch)
+
+        monkeypatch.setattr(kernels, "runner_for", Fast)
+        monkeypatch.setattr(kernels, "choose_kernels", lambda device, dtype: Choice("triton", "made for the test"))
+        found = measure_kernels(ModelConfig.from_hf(tiny("llama").config), "cpu", "float32")
+        assert len(ran) > 20 and not any(batch.prefill for batch in ran)
+        assert found.kv_passes == 1  # pages are read in place
+        context = decode(4000)
+        assert predict_seconds(SMOLLM, context, KERNELS, 4) > predict_seconds(
+            SMOLLM, context, replace(KERNELS, kv_passes=1), 4
+        )
 
 
 class _Made:

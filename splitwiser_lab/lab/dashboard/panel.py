@@ -61,7 +61,7 @@ class Panel:
         self._scales: dict[Side, Scale] = {}
         self._axes: list[str] = []
         self._data: list[str] = []
-        self._key_at = x + width
+        self._key_at, self._key_y = x + width, y - 6.5
 
     def scale(self, scale: Scale, side: Side = "left") -> None:
         """Place the axis of one side; the left one has grid lines."""
@@ -136,10 +136,13 @@ class Panel:
                 self._data.append(_text(x + 3, self._y + 10, name))
 
     def key(self, name: str, colour: str) -> None:
-        """An entry of the legend, right of the title; the latest stands leftmost."""
-        self._key_at -= 5.6 * len(name) + 16
-        self._axes.append(f'<circle cx="{self._key_at + 4:.1f}" cy="{self._y - 10:.1f}" r="4" fill="{colour}"/>')
-        self._axes.append(_text(self._key_at + 11, self._y - 6.5, name))
+        """An entry of the legend, right of the title or, where that is full, above; the latest stands leftmost."""
+        long = 5.6 * len(name) + 16
+        if self._key_at - long < self._x + 7 * len(self._title) + 10:
+            self._key_at, self._key_y = self._x + self._width, self._key_y - 15
+        self._key_at -= long
+        self._axes.append(f'<circle cx="{self._key_at + 4:.1f}" cy="{self._key_y - 3.5:.1f}" r="4" fill="{colour}"/>')
+        self._axes.append(_text(self._key_at + 11, self._key_y, name))
 
     def parts(self) -> list[str]:
         """Everything, with the time axis."""

@@ -64,6 +64,21 @@ class Dashboard:
         """Stop running. The view stays."""
         self.source.stop()
 
+    async def stop_after(self, seconds: float) -> None:
+        """Let it run on for so long, or until somebody presses Stop, then stop it: `await view.stop_after(20)`.
+
+        What comes after in the notebook has the machine to itself. Where the cell has drawn it already, there is
+        nothing left to wait for. The time in which it prepares does not count.
+        """
+        while self.source.frame().state == "preparing":
+            await asyncio.sleep(1 / FRAMES_PER_S)
+        until = time.perf_counter() + seconds
+        while self.source.active and time.perf_counter() < until:
+            await asyncio.sleep(1 / FRAMES_PER_S)
+        self.source.stop()
+        while self.source.active:
+            await asyncio.sleep(1 / FRAMES_PER_S)
+
     def close(self) -> None:
         """End for good: the source's threads, and the drawing."""
         self._closed = True
