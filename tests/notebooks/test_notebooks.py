@@ -172,7 +172,10 @@ def test_runs_in_a_fresh_kernel(path: Path, tmp_path: Path):
     took = time.monotonic() - start
     after = nbformat.read(copy, as_version=4)
     assert [cell["source"] for cell in after["cells"]] == [cell["source"] for cell in before["cells"]]
-    assert [len(cell["outputs"]) for cell in code(after)] == [len(cell["outputs"]) for cell in code(before)]
+    for new, old in zip(code(after), code(before), strict=True):
+        assert len(new["outputs"]) == len(old["outputs"]), (
+            f"{new['source']}\n{json.dumps(new['outputs'], indent=1)[:4000]}"
+        )
     # Beside other work two cores take several times as long, which says nothing about the notebook.
     assert took < MOST_SECONDS or not (quiet and is_quiet()), f"{path.name} took {took:.0f} s"
 
