@@ -175,7 +175,8 @@ class Reproduction(Document):
             other = self._rival(row)
             beside = other.figure("over_sequential") if other else None
             rival = f" {other.name} got {beside:.2f}, bound by no phase." if other and beside else ""
-            above = " It got more, so that a phase takes less time in its own process." if gain > ceiling.run else ""
+            above = " It got more: in its own process a phase was faster, or the machine drifted."
+            above = above if gain > ceiling.run else ""
             found.append(f"{row.output} new tokens, {row.name}: {gain:.2f} × sequential; {ceiling}.{above}{rival}")
         return found
 

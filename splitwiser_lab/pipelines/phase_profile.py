@@ -55,28 +55,24 @@ def profile_phases(
         "prefill": (prompt, prompt),
         "decode": (prompt + new // 2, prompt + new - 1),
     }
-    prefill, decode = (
-        PhaseFigures(
-            phase,
-            len(batch.prompts),
-            tokens,
-            tuple(samples[phase]),
-            layout.nbytes(len(batch.prompts), kept),
-            mean_inside(monitor.samples, "sm", *spans[phase]),
-            mean_inside(monitor.samples, "dram", *spans[phase]),
-            mean_inside(monitor.samples, "memory", *spans[phase]),
-            _missing(monitor) if seconds > 0 else {},
-        )
-        for phase, (tokens, kept) in shapes.items()
-    )
-    return prefill, decode
+    found: list[PhaseFigures] = []
+    for phase, (tokens, kept) in shapes.items():
+        sm, dram, memory = (mean_inside(monitor.samples, key, *spans[phase]) for key in _WATCHED)
+        missing = _missing(monitor, (sm, dram, memory)) if seconds > 0 else {}
+        kv_bytes, each = layout.nbytes(len(batch.prompts), kept), tuple(samples[phase])
+        found.append(PhaseFigures(phase, len(batch.prompts), tokens, each, kv_bytes, sm, dram, memory, missing))
+    return found[0], found[1]
 
 
-def _missing(monitor: Monitor) -> dict[str, str]:
-    """What was not told, and why."""
+def _missing(monitor: Monitor, watched: tuple[float | None, ...]) -> dict[str, str]:
+    """What was not told, and why; `watched` has the values in the order of `_WATCHED`."""
     told = {metric.key: metric.reason for metric in monitor.metrics}
-    reasons = {name: told.get(key, "only a GPU counts it") for key, name in _WATCHED.items()}
-    return {name: reason for name, reason in reasons.items() if reason}
+    short = "there were no two samples in that time, watch it longer"
+    return {
+        name: (told[key] or short) if key in told else "only a GPU counts it"
+        for (key, name), value in zip(_WATCHED.items(), watched, strict=True)
+        if value is None
+    }
 
 
 def mean_inside(samples: Sequence[Sample], key: str, start: float, end: float) -> float | None:

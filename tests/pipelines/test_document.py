@@ -93,7 +93,7 @@ def test_only_split_has_a_ceiling_and_the_notes_tell_it() -> None:
     assert "1.50 × sequential" in note and "gain 2.00 at most, and 1.60 in 4 batches" in note
     assert "replicas × 2 got 1.80" in note and "got more" not in note
     (above,) = part(base, row("split × 2", 12, 17.0)).notes()
-    assert "It got more, so that a phase takes less time" in above and "replicas" not in above
+    assert "It got more: in its own process a phase was faster" in above and "replicas" not in above
     assert found.to_dict()["rows"][2]["ceiling"]["run"] == pytest.approx(1.6)
     assert not part(row("sequential", 12, 10.0), row("split × 2", 12, 15.0)).notes(), "no times, no ceiling"
 

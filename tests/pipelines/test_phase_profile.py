@@ -29,6 +29,15 @@ def test_watching_changes_no_weight_and_repeats_whole_passes() -> None:
     assert (model.lm_head.weight == before).all()
 
 
+def test_what_was_not_told_has_its_reason() -> None:
+    model = model_of("llama")
+    batch = PromptBatch(0, ((1, 2, 3),), (3,), (frozenset(),))
+    for phase in profile_phases(model, layout_of(model), "cpu", batch, seconds=0.01):  # shorter than any interval
+        assert phase.memory_gb is None and "watch it longer" in phase.missing["memory in use"]
+    for phase in profile_phases(model, layout_of(model), "cpu", batch, seconds=0):
+        assert phase.memory_gb is None and not phase.missing, "nothing was to be watched"
+
+
 def test_a_batch_without_decode_is_refused() -> None:
     model = model_of("llama")
     with pytest.raises(RequestError, match="2 new tokens"):
