@@ -82,7 +82,8 @@ def test_the_command_prints_and_writes(tmp_path: Path, no_process_left: None) ->
     assert decode["tokens"] == 23 and len(decode["samples_s"]) % 5 == 0, "whole runs of 6 tokens: 5 steps each"
     layers, heads, dim = 2, 2, 8
     assert [phase["kv_bytes"] for phase in found["phases"]] == [2 * layers * 2 * heads * n * dim * 4 for n in (20, 25)]
-    assert prefill["memory_gb"] > 0 and "only a GPU" in prefill["missing"]["SMs at work"]
+    assert "only a GPU" in prefill["missing"]["SMs at work"]
+    assert prefill["memory_gb"] or "watch it longer" in prefill["missing"]["memory in use"]  # on a busy machine
     assert json.loads(Reproduction.load(tmp_path / "r.json").to_json()) == found
 
 
