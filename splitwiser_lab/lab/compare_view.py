@@ -16,7 +16,7 @@ from splitwiser_lab.engine.modes import MODES, supported_modes
 from splitwiser_lab.lab.dashboard.show import choose_drawing
 from splitwiser_lab.lab.display import publish, static
 from splitwiser_lab.lab.static_bars import bars_svg
-from splitwiser_lab.lab.tables import table
+from splitwiser_lab.lab.tables import table, table_html
 from splitwiser_lab.measure.compare import Comparison
 from splitwiser_lab.measure.compare import compare as run_modes
 from splitwiser_lab.measure.workload import Workload
@@ -151,7 +151,7 @@ class _View:
             button.disabled, button.description = True, "Measuring ..."
             try:
                 found = self.measure()
-                picture.value, rows.value = self.measured(found), f"<pre>{found}</pre>"
+                picture.value, rows.value = self.measured(found), table_html(found.rows())
             except Exception as error:  # a callback's traceback would show nowhere
                 rows.value = f"<b>It could not be measured:</b> {error}"
             finally:

@@ -17,14 +17,23 @@ def table(rows: Sequence[Mapping[str, Any]]) -> None:
 
     Columns that hold nothing but "n/a" are left out. Raises ValueError when there is no row.
     """
+    lines = _lines(rows)
+    publish({"text/html": _html(lines), "text/plain": _text(lines)})
+
+
+def table_html(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The same as HTML, for a widget. Raises ValueError when there is no row."""
+    return _html(_lines(rows))
+
+
+def _lines(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     if not rows:
         raise ValueError("there is no row to show")
     cells = [{column: number(value) for column, value in row.items()} for row in rows]
     columns = [
         c for c in dict.fromkeys(c for row in cells for c in row) if {r.get(c, _NOTHING) for r in cells} != {_NOTHING}
     ]
-    lines = [columns, *([row.get(column, _NOTHING) for column in columns] for row in cells)]
-    publish({"text/html": _html(lines), "text/plain": _text(lines)})
+    return [columns, *([row.get(column, _NOTHING) for column in columns] for row in cells)]
 
 
 def _html(lines: Sequence[Sequence[str]]) -> str:
