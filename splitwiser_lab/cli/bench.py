@@ -26,12 +26,22 @@ def bench(
     record: Annotated[Path | None, typer.Option(help="gpu: a folder for recordings of the sweep.")] = None,
     ttft_ms: Annotated[float, typer.Option(help="gpu: limit of the time to the first token, for goodput.")] = 500.0,
     itl_ms: Annotated[float, typer.Option(help="gpu: limit of a request's p99 gap between tokens.")] = 30.0,
+    modes: Annotated[str, typer.Option(help="gpu: modes of the sweep, e.g. chunked,auto:itl_limit_ms=30.")] = "",
+    rates: Annotated[str, typer.Option(help="gpu: rates of the sweep as parts of the capacity, e.g. 0.7,1.0.")] = "",
+    capacity: Annotated[
+        float | None, typer.Option(help="gpu: requests/s of the sweep's 100 %, as an earlier call measured it.")
+    ] = None,
+    join: Annotated[str, typer.Option(help="gpu: JSON files of earlier calls, comma-separated, to put together.")] = "",
 ) -> None:
     """Measure our phases beside transformers' and vLLM's, the overheads, the overlap gain, and every mode."""
+    if join:
+        _join(_words(join), json_file)
+        return
     if suite == "gpu":
         from splitwiser_lab.measure.gpu_suite.plan import ChatLimits
 
         chosen = {"device": device, "dtype": dtype, "repeats": repeats, "seconds": seconds, "vllm": vllm}
+        chosen |= {"modes": _words(modes), "rates": _numbers(rates), "capacity": capacity}
         limits = ChatLimits(ttft_ms, itl_ms)
         _gpu_suite(_words(shapes), _words(sections), path=json_file, record=record, limits=limits, **chosen)
         return
@@ -60,6 +70,24 @@ def _gpu_suite(shapes: list[str], sections: list[Any], **settings: Any) -> None:
         found = Suite(report=tell, **given, **settings).run()
     for table in tables(found):
         console.print(table)
+
+
+def _join(files: list[str], json_file: Path | None) -> None:
+    from splitwiser_lab.measure.gpu_suite.join import join
+    from splitwiser_lab.measure.gpu_suite.tables import tables
+
+    found = join([Path(name) for name in files])
+    if json_file:
+        found.to_json(json_file)
+    for table in tables(found):
+        console.print(table)
+
+
+def _numbers(text: str) -> list[float]:
+    try:
+        return [float(word) for word in _words(text)]
+    except ValueError:
+        raise SplitwiserError(f"--rates {text!r}: give numbers with commas between them, as in 0.7,1.0.") from None
 
 
 def _words(text: str) -> list[str]:

@@ -92,6 +92,8 @@ def _stages(request: RequestRecord, end: float) -> Iterator[Event]:
         yield {**common, "ph": "e", "name": stage, "ts": _us(max(start, stop))}
     if request.hand_off is not None:
         yield {**common, "ph": "n", "name": "hand-off", "ts": _us(request.hand_off)}
+    for moment in request.preempted:
+        yield {**common, "ph": "n", "name": "preempted", "ts": _us(moment)}
     yield {**common, "ph": "e", "name": f"request {request.id}", "ts": _us(max(request.arrival, finished))}
 
 

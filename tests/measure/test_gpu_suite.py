@@ -87,6 +87,12 @@ class TestWhole:
         assert all(row["tokens_as_sequential"] == 1.0 for row in rows), "float32: the same tokens in every mode"
         assert all(len(row["goodput"]["samples"]) == 2 for row in rows)
 
+    def test_differences_of_tokens_are_counted_for_each_mode(self, whole: Suite) -> None:
+        rows = [r for r in whole.to_dict()["sections"]["sweep"]["tiny-llama"]["rows"] if r["part"] == "tokens"]
+        assert {"sequential", "chunked", "processes"} <= {row["mode"] for row in rows}
+        for row in rows:
+            assert row["requests"] >= 8 and (row["differ"], row["explained"]) == (0, "no difference")
+
     def test_recordings_of_each_mode_are_written(self, whole: Suite) -> None:
         found = recordings(whole.record)
         assert {"sequential", "chunked", "processes"} <= {recording.mode for recording in found}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,6 +35,8 @@ class Job:
     dtype: str
     vllm: str | None = None
     record: Path | None = None
+    modes: Sequence[str] = ()  # of the sweep; empty: all that run here
+    capacity: float | None = None  # requests/s of the sweep's 100 %; None: measured
     origin: dict[str, Any] = field(default_factory=dict)
     ceilings: Any = None
     engine_or_none: Engine | None = None

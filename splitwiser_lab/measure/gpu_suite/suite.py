@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from splitwiser_lab.measure.gpu_suite.plan import (
 from splitwiser_lab.measure.gpu_suite.rivals import rivals
 from splitwiser_lab.measure.gpu_suite.sweep import sweep
 from splitwiser_lab.measure.gpu_suite.verdicts import Verdict, verdicts
+from splitwiser_lab.measure.mode_spec import ModeSpec
 from splitwiser_lab.measure.provenance import provenance
 from splitwiser_lab.model.shapes import SHAPES
 from splitwiser_lab.predict.ceilings import Ceilings, measure_ceilings
@@ -49,7 +50,11 @@ _RUNS: dict[SectionName, Callable[[Job], None]] = {
 
 @dataclass
 class Suite(Document):
-    """What to run, and what was found so far. `path` is rewritten after each row."""
+    """What to run, and what was found so far. `path` is rewritten after each row.
+
+    Of the sweep: `modes` (empty: all), `rates` as parts of the capacity (empty: the plan's), and `capacity` in
+    requests/s (None: measured), so that several calls can measure parts of one sweep, which `join` puts together.
+    """
 
     shapes: Sequence[str] = DEFAULT_SHAPES
     sections: Sequence[SectionName] = SECTIONS
@@ -62,6 +67,9 @@ class Suite(Document):
     vllm: str | None = None
     path: Path | None = None
     record: Path | None = None
+    modes: Sequence[str] = ()
+    rates: Sequence[float] = ()
+    capacity: float | None = None
     report: Callable[[str], None] = lambda _: None
 
     def __post_init__(self) -> None:
@@ -75,6 +83,12 @@ class Suite(Document):
         self._device = choose_device(self.device).value
         self._dtype = choose_dtype(self._device, self.dtype).value
         self._plan = self.plan or (SMALL if self._device == "cpu" else FULL)
+        if self.rates:
+            self._plan = replace(self._plan, sweep_fractions=tuple(self.rates))
+        if min([*self.rates, 1.0 if self.capacity is None else self.capacity]) <= 0:
+            raise WorkloadError(f"rates={list(self.rates)}, capacity={self.capacity}: give numbers above 0.")
+        for mode in self.modes:
+            ModeSpec.parse(mode).check(self._device)
         self._origin = provenance(self._device)
         self._found: dict[str, dict[str, Any]] = {}
         self._ceilings: Ceilings | None = None
@@ -145,6 +159,8 @@ class Suite(Document):
             dtype=self._dtype,
             vllm=self.vllm,
             record=self.record,
+            modes=self.modes,
+            capacity=self.capacity,
             origin=self._origin,
         )
         self._found.setdefault(section, {})[job.shape] = {"rows": job.rows, "left_out": job.left_out}

@@ -2,13 +2,14 @@
 
 Rates are parts of what `sequential` gets done when all requests wait at once. Goodput counts requests that
 keep both limits of a chat: time to the first token, and the 99th percentile of the gaps between their tokens.
+Rounds are interleaved: every mode at every rate, then all of it again with other requests.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from itertools import pairwise
-from statistics import median
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ import numpy as np
 from splitwiser_lab.engine.result import Result
 from splitwiser_lab.measure.gpu_suite.job import Job, Row, split_modes, summary
 from splitwiser_lab.measure.gpu_suite.plan import ChatLimits
+from splitwiser_lab.measure.gpu_suite.token_gaps import Differences, add_token_rows
 from splitwiser_lab.measure.mode_spec import ModeSpec
 from splitwiser_lab.measure.monitor import Monitor
 from splitwiser_lab.measure.record import file_name
@@ -39,43 +41,74 @@ class _Cell:
 
 
 def sweep(job: Job) -> None:
-    """Measure the capacity, then every rate in every mode, round by round until the time is over."""
-    modes, missing = split_modes(job.engine, job.plan.splits[1:2] or job.plan.splits)
-    for mode, why in missing.items():
-        job.skip(mode, why)
-    modes = [f"auto:itl_limit_ms={round(job.limits.itl_ms)}" if mode == "auto" else mode for mode in modes]
-    capacity = _capacity(job)
-    cells: dict[tuple[float, str], _Cell] = {}
-    going, longest = list(modes), 0.0
+    """Measure the capacity (unless it is given), then every rate in every mode, round by round until time is over."""
+    capacity = _capacity(job) if job.capacity is None else job.capacity
+    sweep = _Sweep(job, _modes(job), capacity)
     with Monitor(job.device) as monitor:
         for number in range(job.repeats):
             for fraction in job.plan.sweep_fractions:
-                rate = capacity * fraction
-                count = max(_LEAST_REQUESTS, round(rate * job.plan.sweep_seconds))
-                work = Workload.azure("conv", rate=rate, requests=count, seed=number).scaled(job.plan.sweep_scale)
-                reference: list[list[int]] | None = None
-                for mode in list(going):
-                    what = f"{fraction:.0%} of capacity, {mode}, round {number + 1}"
-                    if not job.time_for(f"{what}, and all after it", longest):
-                        return
-                    job.report(f"{job.shape}: {what}")
-                    before = len(job.left_out)
-                    with job.trying(f"{mode} in the sweep"):
-                        ModeSpec.parse(mode).set(job.engine)
-                        if number == 0 and fraction == job.plan.sweep_fractions[0]:
-                            job.engine.serve(work.head(max(_LEAST_REQUESTS, count // 8)))  # warms up
-                        result = job.engine.serve(work)
-                        longest = max(longest, 1.2 * result.timeline.duration)
-                        reference = reference or result.tokens
-                        cell = cells.setdefault((fraction, mode), _Cell(work))
-                        cell.results.append(result)
-                        cell.identical.append(_equal_share(result.tokens, reference))
-                        _add_or_update(job, fraction, rate, mode, cell)
-                    if len(job.left_out) > before:
-                        going.remove(mode)
-                    elif number == 0:
-                        with job.trying(f"the recording of {mode}"):
-                            _record(job, fraction, mode, cell, monitor)
+                if not sweep.rate(number, fraction, monitor):
+                    return
+            if number == 0:
+                add_token_rows(job, sweep.differences)
+
+
+def _modes(job: Job) -> list[str]:
+    """Those that the job names, else all of this machine; the first must be sequential, which all are held against."""
+    if job.modes:
+        return list(dict.fromkeys(["sequential", *job.modes]))
+    modes, missing = split_modes(job.engine, job.plan.splits[1:2] or job.plan.splits)
+    for mode, why in missing.items():
+        job.skip(mode, why)
+    return [f"auto:itl_limit_ms={round(job.limits.itl_ms)}" if mode == "auto" else mode for mode in modes]
+
+
+class _Sweep:
+    """What was measured so far, and the modes that still work."""
+
+    def __init__(self, job: Job, modes: list[str], capacity: float) -> None:
+        self._job, self._going, self._capacity = job, modes, capacity
+        self._cells: dict[tuple[float, str], _Cell] = {}
+        self._warm: set[str] = set()
+        self._longest = 0.0
+        self.differences: dict[str, Differences] = {}
+
+    def rate(self, number: int, fraction: float, monitor: Monitor) -> bool:
+        """One round at one rate in every mode. False when the time is over."""
+        job, rate = self._job, self._capacity * fraction
+        count = max(_LEAST_REQUESTS, round(rate * job.plan.sweep_seconds))
+        work = Workload.azure("conv", rate=rate, requests=count, seed=number).scaled(job.plan.sweep_scale)
+        reference: list[list[int]] | None = None
+        for mode in list(self._going):
+            what = f"{fraction:.0%} of capacity, {mode}, round {number + 1}"
+            if not job.time_for(f"{what}, and all after it", self._longest):
+                return False
+            job.report(f"{job.shape}: {what}")
+            before = len(job.left_out)
+            with job.trying(f"{mode} in the sweep"):
+                result = self._serve(mode, work)
+                reference = reference or result.tokens
+                cell = self._cells.setdefault((fraction, mode), _Cell(work))
+                cell.results.append(result)
+                noted = self.differences.setdefault(mode, Differences())
+                cell.identical.append(noted.compare(result.requests, reference))
+                _add_or_update(job, fraction, rate, mode, cell)
+            if len(job.left_out) > before:
+                self._going.remove(mode)
+            elif number == 0:
+                with job.trying(f"the recording of {mode}"):
+                    _record(job, fraction, mode, cell, monitor)
+        return True
+
+    def _serve(self, mode: str, work: Workload) -> Result:
+        engine = self._job.engine
+        ModeSpec.parse(mode).set(engine)
+        if mode not in self._warm:
+            engine.serve(work.head(max(_LEAST_REQUESTS, len(work) // 8)))
+            self._warm.add(mode)
+        result = engine.serve(work)
+        self._longest = max(self._longest, 1.2 * result.timeline.duration)
+        return result
 
 
 def _capacity(job: Job) -> float:
@@ -87,7 +120,7 @@ def _capacity(job: Job) -> float:
     job.engine.serve(at_once.head(max(1, len(at_once) // 4)))
     rates = [job.engine.serve(at_once).metrics.request_throughput for _ in range(2)]
     job.add(part="capacity", mode="sequential", requests=len(at_once), request_throughput=summary(rates))
-    return median(rates)
+    return fmean(rates)
 
 
 def _at_zero(workload: Workload) -> Any:
@@ -123,10 +156,6 @@ def _keeps(request: RequestRecord, limits: ChatLimits) -> bool:
     ttft = (request.token_times[0] - request.arrival) * 1e3
     gaps = [(later - earlier) * 1e3 for earlier, later in pairwise(request.token_times)]
     return ttft <= limits.ttft_ms and (not gaps or float(np.percentile(gaps, 99)) <= limits.itl_ms)
-
-
-def _equal_share(tokens: list[list[int]], reference: list[list[int]]) -> float:
-    return sum(map(list.__eq__, tokens, reference)) / max(len(reference), 1)
 
 
 def _record(job: Job, fraction: float, mode: str, cell: _Cell, monitor: Monitor) -> None:

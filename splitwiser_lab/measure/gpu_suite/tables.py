@@ -8,9 +8,19 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from splitwiser_lab.measure.gpu_suite.join import Joined
     from splitwiser_lab.measure.gpu_suite.suite import Suite
 
 Row = dict[str, Any]
+_TOKENS: dict[str, tuple[str, int, float]] = {
+    "mode": ("mode", 0, 1),
+    "requests": ("requests", 0, 1),
+    "differ from sequential's": ("differ", 0, 1),
+    "looked at": ("looked_at", 0, 1),
+    "largest logit gap": ("largest_gap", 4, 1),
+    "dtype tells apart": ("resolution_there", 4, 1),
+    "explained": ("explained", 0, 1),
+}
 _COLUMNS: dict[str, dict[str, tuple[str, int, float]]] = {  # section: heading -> (entry, digits, factor)
     "efficiency": {
         "phase": ("phase", 0, 1),
@@ -57,22 +67,23 @@ _COLUMNS: dict[str, dict[str, tuple[str, int, float]]] = {  # section: heading -
 }
 
 
-def tables(suite: Suite) -> Iterator[Table]:
+def tables(suite: Suite | Joined) -> Iterator[Table]:
     """A table for each section and shape that has rows, then what was left out, then the figures to reach."""
     from rich.table import Table
 
     found = suite.to_dict()
     caption = f"median (lowest–highest) of up to {found['repeats']} interleaved repeats; {found['dtype']}"
+    limits = found["limits"]
+    good = f"goodput: TTFT within {limits['ttft_ms']:g} ms and p99 ITL within {limits['itl_ms']:g} ms, per request"
     for section, shapes in found["sections"].items():
         for shape, part in shapes.items():
-            if part["rows"]:
-                weights = ", random weights" if shape in found["random_weights"] or section == "hostbound" else ""
-                table = Table(title=f"{section}: {shape}{weights}", caption=caption)
-                for heading in _COLUMNS[section]:
-                    table.add_column(heading)
-                for row in part["rows"]:
-                    table.add_row(*(_cell(row, *column) for column in _COLUMNS[section].values()))
-                yield table
+            weights = ", random weights" if shape in found["random_weights"] or section == "hostbound" else ""
+            tokens = [row for row in part["rows"] if row.get("part") == "tokens"]
+            figures = [row for row in part["rows"] if row.get("part") != "tokens"]
+            for what, columns, rows in ((section, _COLUMNS[section], figures), ("tokens", _TOKENS, tokens)):
+                if rows:
+                    said = f"{caption}; {good}" if what == "sweep" else caption
+                    yield _table(f"{what}: {shape}{weights}", said, columns, rows)
     left_out = [
         (section, shape, item["what"], item["why"])
         for section, shapes in found["sections"].items()
@@ -88,6 +99,17 @@ def tables(suite: Suite) -> Iterator[Table]:
     for verdict in suite.verdicts():
         table.add_row(verdict.figure, verdict.shape, verdict.target, verdict.measured, verdict.word)
     yield table
+
+
+def _table(title: str, caption: str, columns: dict[str, tuple[str, int, float]], rows: list[Row]) -> Table:
+    from rich.table import Table
+
+    table = Table(title=title, caption=caption)
+    for heading in columns:
+        table.add_column(heading)
+    for row in rows:
+        table.add_row(*(_cell(row, *column) for column in columns.values()))
+    return table
 
 
 def _cell(row: Row, entry: str, digits: int, factor: float) -> str:

@@ -1,0 +1,117 @@
+"""A sweep measured in several calls and joined; and how differences of tokens in it are judged."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from pathlib import Path
+from statistics import fmean
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from tiny_models import build
+from typer.testing import CliRunner
+
+import splitwiser_lab as sl
+from splitwiser_lab.cli import app
+from splitwiser_lab.measure.gpu_suite.join import join
+from splitwiser_lab.measure.gpu_suite.token_gaps import Differences, add_token_rows
+from splitwiser_lab.measure.reference import Reference
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("suite") / "tiny-llama"
+    build("llama", max_position_embeddings=4096).save_pretrained(folder)
+    return str(folder)
+
+
+WORDS = ("bench", "--suite", "gpu", "--sections", "sweep", "--device", "cpu", "--repeats", "1", "--seconds", "60")
+
+
+def call(*words: str) -> str:
+    done = CliRunner().invoke(app, list(words))
+    assert done.exit_code == 0, (done.output, done.exception)
+    return done.output
+
+
+@pytest.fixture(scope="module")
+def parts(model: str, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    folder = tmp_path_factory.mktemp("parts")
+    paths = [folder / name for name in ("a.json", "b.json", "c.json")]
+    base = [*WORDS, "--shapes", model]
+    call(*base, "--modes", "chunked", "--rates", "0.5", "--json", str(paths[0]))
+    rows = json.loads(paths[0].read_text())["sections"]["sweep"]["tiny-llama"]["rows"]
+    assert {row["mode"] for row in rows if row["part"] == "rate"} == {"sequential", "chunked"}
+    capacity = str(fmean(rows[0]["request_throughput"]["samples"]))
+    same = ["--capacity", capacity, "--modes", "auto:itl_limit_ms=50"]
+    call(*base, *same, "--rates", "0.5,1.0", "--json", str(paths[1]))
+    call(*base, "--capacity", "1", "--modes", "chunked", "--rates", "0.5", "--json", str(paths[2]))
+    return paths
+
+
+def test_parts_are_joined_sample_by_sample(parts: list[Path], tmp_path: Path) -> None:
+    out = tmp_path / "whole.json"
+    said = call("bench", "--join", f"{parts[0]},{parts[1]}", "--json", str(out))
+    assert "goodput: TTFT within 500 ms" in " ".join(said.split()) and "figures to reach" in said
+    found = json.loads(out.read_text())
+    rows = {(r["fraction"], r["mode"]): r for r in found["sections"]["sweep"]["tiny-llama"]["rows"] if "rate" in r}
+    assert set(rows) == {
+        (0.5, "sequential"), (0.5, "chunked"), (0.5, "auto:itl_limit_ms=50"),
+        (1.0, "sequential"), (1.0, "auto:itl_limit_ms=50"),
+    }  # fmt: skip
+    assert len(rows[0.5, "sequential"]["goodput"]["samples"]) == 2
+    assert len(rows[0.5, "chunked"]["goodput"]["samples"]) == 1
+    assert [part["file"] for part in found["joined"]] == ["a.json", "b.json"] and found["verdicts"]
+
+
+def test_other_rates_are_refused(parts: list[Path]) -> None:
+    with pytest.raises(sl.WorkloadError, match=r"rate is .* --capacity"):
+        join([parts[0], parts[2]])
+
+
+@pytest.mark.parametrize("name", ["commit", "hardware", "limits", "plan"])
+def test_another_origin_is_refused(parts: list[Path], tmp_path: Path, name: str) -> None:
+    other = json.loads(parts[1].read_text())
+    other[name] = {**other[name], "name": "another"} if isinstance(other[name], dict) else "another"
+    (tmp_path / "other.json").write_text(json.dumps(other))
+    with pytest.raises(sl.WorkloadError, match=f"differ in {name}"):
+        join([parts[0], tmp_path / "other.json"])
+
+
+def test_what_is_no_bench_is_refused(parts: list[Path], tmp_path: Path) -> None:
+    (tmp_path / "x.json").write_text("[]")
+    with pytest.raises(sl.WorkloadError, match="was not written by"):
+        join([parts[0], tmp_path / "x.json"])
+    with pytest.raises(sl.WorkloadError, match="two or more"):
+        join(parts[:1])
+
+
+def test_a_difference_is_held_against_what_the_dtype_tells_apart() -> None:
+    """In bfloat16: the reference's own second choice, and a token that nobody would pick."""
+    theirs = Reference(build("llama").to(torch.bfloat16))
+    prompt = list(range(5, 25))
+    tokens = theirs.tokens(prompt, 6, ignore_eos=True)
+    logits = theirs._logits(theirs.model, prompt)
+    least = int(logits.argmin())
+    rows: list[dict[str, Any]] = []
+    job: Any = SimpleNamespace(
+        time_for=lambda what, seconds: True,
+        trying=lambda what: contextlib.nullcontext(),
+        report=lambda message: None,
+        shape="tiny",
+        engine=SimpleNamespace(model=SimpleNamespace(reference=lambda: theirs.model)),
+        add=lambda **row: rows.append(row),
+    )
+    noted = {"chunked": Differences(), "streams": Differences()}
+    request: Any = SimpleNamespace(prompt=prompt, output=[least, *tokens[1:]])
+    same: Any = SimpleNamespace(prompt=prompt, output=tokens)
+    assert noted["chunked"].compare([request, same], [tokens, tokens]) == 0.5
+    assert noted["streams"].compare([same], [tokens]) == 1.0
+    add_token_rows(job, noted)
+    assert (rows[0]["requests"], rows[0]["differ"], rows[0]["looked_at"]) == (2, 1, 1)
+    assert rows[0]["largest_gap"] == pytest.approx(float(logits.max() - logits.min()))
+    assert rows[0]["explained"] == "0 of 1" and rows[0]["largest_gap"] > rows[0]["resolution_there"] > 0
+    assert rows[1]["explained"] == "no difference" and rows[1]["largest_gap"] is None
