@@ -64,23 +64,27 @@ class Receiver:
     def unpack(self, data: bytes) -> tuple[Batch, list[int] | None]:
         """The batch that was packed, and its cores."""
         raw, whole, specs, prefill, cores = pickle.loads(data)
-        numbers = array("q", raw)
+        numbers = array("q", raw).tolist()
         decode: list[Sequence] = []
+        known: dict[int, _Known] = {}
         at, wholes = 0, iter(whole)
-        while at < len(numbers):
-            first, token, count = numbers[at : at + 3]
+        while at < len(numbers):  # once for each sequence at each step: the fewest operations that do
+            first, token, count = numbers[at], numbers[at + 1], numbers[at + 2]
             at += 3
             if count == _IN_WHOLE:
-                decode.append(_sequence(next(wholes)))
-                continue
-            start, pages = self._known[first]
-            if count:
-                pages = pages + numbers[at : at + count].tolist()
-                at += count
-            spec = _sampling(specs[len(decode)]) if len(decode) in specs else GREEDY
-            decode.append(Sequence([token], start, pages, spec))
+                sequence = _sequence(next(wholes))
+                start, pages = sequence.start, sequence.block_table
+            else:
+                start, pages = self._known[first]
+                if count:
+                    pages = pages + numbers[at : at + count]
+                    at += count
+                spec = _sampling(specs[len(decode)]) if specs and len(decode) in specs else GREEDY
+                sequence = Sequence([token], start, pages, spec)
+            decode.append(sequence)
+            known[first] = (start + 1, pages)
         if decode:
-            self._known = {(s.block_table or [_NO_PAGE])[0]: (s.start + 1, s.block_table) for s in decode}
+            self._known = known
         return Batch(decode, [_sequence(one) for one in prefill]), cores
 
 

@@ -27,7 +27,7 @@ GREEDY = SamplingSpec()
 PENDING = -1  # stands for a token that the lane itself picked in its last batch, and that nobody has read yet
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen, which takes twice as long to make: there is one for each row at each step
 class Sequence:
     """The part of one sequence that a batch computes: `tokens` at positions `start`, `start` + 1, ...
 
