@@ -18,6 +18,8 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import splitwiser_lab as sl
+from splitwiser_lab.engine import auto as auto_module
+from splitwiser_lab.engine.controller import Decision
 from splitwiser_lab.lanes.mps_guard import users_of
 from splitwiser_lab.lanes.partition import Partition, grid_of
 from splitwiser_lab.lanes.process import ProcessLane
@@ -95,6 +97,39 @@ def test_float32_tokens_are_those_of_transformers(engine: sl.Engine, expected: l
     assert all(-1e-3 <= span.start < span.end <= took + 1e-3 for span in spans), "on this process's clock"
     decode = sorted((span for span in spans if span.phase == "decode"), key=lambda span: span.start)
     assert all(a.end <= b.start + 1e-4 for a, b in pairwise(decode)), "one batch at a time"
+
+
+@pytest.mark.parametrize("options", [{}, {"itl_limit_ms": 5}, {"with_processes": 1}], ids=str)
+def test_auto_writes_the_tokens_of_transformers(
+    engine: sl.Engine, expected: list[list[int]], options: dict[str, int]
+) -> None:
+    """As it chooses for itself; `explain` names every mechanism that this machine has."""
+    engine.set_mode("auto", **options)
+    for _ in range(3):
+        assert engine.generate(prompts(), NEW, ignore_eos=True).tokens == expected
+    said = engine.explain()
+    print(said)
+    assert "auto runs" in said and "streams" in said and "partitioned" in said
+
+
+def test_auto_may_choose_anything_at_any_time(
+    engine: sl.Engine, expected: list[list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Through all its choices, one after the other, while prompts and tokens are under way."""
+    chosen = []
+
+    def decide(found: Any, rates: Any, load: Any, current: Any, limit: Any) -> Decision:
+        chosen.append(found[(found.index(current) + 1) % len(found)])
+        return Decision(chosen[-1], "the next one", load)
+
+    monkeypatch.setattr(auto_module, "decide", decide)
+    for wait in ("_LOOK_SECONDS", "_DRY_SECONDS", "_DWELL_SECONDS"):
+        monkeypatch.setattr(auto_module, wait, 0.0)
+    engine.set_mode("auto", with_processes=1)
+    while len(chosen) < 60:
+        assert engine.generate(prompts(), NEW, ignore_eos=True).tokens == expected
+    ran = {change.runs.split()[0] for change in engine.timeline().modes if change.mode == "auto"}
+    assert {"sequential", "chunked", "streams"} <= ran, ran
 
 
 def test_flips_over_all_modes_change_no_token(expected: list[list[int]]) -> None:
