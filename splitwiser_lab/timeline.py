@@ -50,7 +50,8 @@ class RequestRecord:
     """One request's life. `token_times[i]` is when its i-th output token reached the engine.
 
     `hand_off` is when its pages passed from prefill to decode (the last time, if it was preempted);
-    `arrival` is when it was due, `scheduled` when its first batch was submitted.
+    `arrival` is when it was due, `scheduled` when its first batch was submitted. `preempted` is each time at which it
+    gave its pages back to make room; recordings from before this was kept have the count `preemptions` alone.
     """
 
     id: int
@@ -63,6 +64,7 @@ class RequestRecord:
     finish_reason: FinishReason = "unfinished"
     preemptions: int = 0
     error: str | None = None
+    preempted: tuple[float, ...] = ()
 
     @property
     def completed(self) -> bool:
@@ -109,7 +111,7 @@ class Timeline:
         try:
             return cls(
                 spans=tuple(Span(**s) for s in raw["spans"]),
-                requests=tuple(RequestRecord(**{**r, "token_times": tuple(r["token_times"])}) for r in raw["requests"]),
+                requests=tuple(_request(r) for r in raw["requests"]),
                 modes=tuple(ModeChange(**m) for m in raw["modes"]),
             )
         except (KeyError, TypeError) as error:
@@ -140,3 +142,8 @@ class Timeline:
         """The spans that lie wholly inside [start, end]; requests and modes unchanged."""
         inside: Iterable[Span] = (s for s in self.spans if start <= s.start and s.end <= end)
         return Timeline(tuple(inside), self.requests, self.modes)
+
+
+def _request(raw: Any) -> RequestRecord:
+    times = {name: tuple(raw.get(name, ())) for name in ("token_times", "preempted")}
+    return RequestRecord(**{**raw, **times})

@@ -76,6 +76,7 @@ class Request:
     finished: float | None = None
     finish_reason: FinishReason = "unfinished"
     preemptions: int = 0
+    preempted: list[float] = field(default_factory=list)  # when it gave its pages back, where that is known
     error: Exception | None = None
 
     @property
@@ -146,4 +147,5 @@ class Request:
             finish_reason=self.finish_reason,
             preemptions=self.preemptions,
             error=None if self.error is None else str(self.error),
+            preempted=tuple(moment - origin for moment in self.preempted),
         )

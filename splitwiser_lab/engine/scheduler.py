@@ -7,6 +7,7 @@ so a request with a batch under way may be scheduled there again, and is left al
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -143,6 +144,7 @@ class Scheduler:
         self.pages.release(request)
         self.running.remove(request)
         request.preemptions += 1
+        request.preempted.append(time.perf_counter())
         position = sum(waiting.id < request.id for waiting in self.waiting)
         self.waiting.insert(position, request)
 

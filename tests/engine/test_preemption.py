@@ -8,6 +8,8 @@ from tiny_models import expected, prompts_of
 
 from splitwiser_lab import Engine
 from splitwiser_lab.engine.result import Result
+from splitwiser_lab.measure.chrome_trace import chrome_trace
+from splitwiser_lab.timeline import RequestRecord, Timeline
 
 PROMPTS = prompts_of(30, 44, 12, 60, 25, 38, 51, 20)
 NEW = 50
@@ -56,10 +58,26 @@ def test_samples_survive_preemption(make_engine: MakeEngine, engine: Engine) -> 
 def test_preempted_requests_are_recorded(make_engine: MakeEngine) -> None:
     result = make_engine(kv_tokens=NEED // 4 * PAGE).generate(PROMPTS, NEW)
     for request, record in zip(result.requests, result.timeline.requests, strict=True):
-        assert record.preemptions == request.preemptions
+        assert record.preemptions == request.preemptions == len(record.preempted)
+        assert record.scheduled is not None and record.finished is not None
+        assert all(record.scheduled < moment < record.finished for moment in record.preempted)
         if record.preemptions:
-            assert record.hand_off is not None and record.hand_off > record.token_times[0], "handed off once more"
+            assert record.hand_off is not None and record.hand_off > record.preempted[-1], "handed off once more"
+            before = [moment for moment in record.token_times if moment < record.preempted[-1]]
+            assert before and before[-1] < record.preempted[-1] < record.token_times[len(before)], "a pause around it"
         else:
             assert record.hand_off == record.token_times[0]
         assert list(record.token_times) == sorted(record.token_times)
         assert len(record.token_times) == NEW
+    read = Timeline.from_json(result.timeline.to_json())
+    assert read.requests == result.timeline.requests
+    drawn = [event for event in chrome_trace(read)["traceEvents"] if event["name"] == "preempted"]
+    moments = [moment for record in read.requests for moment in record.preempted]
+    assert [event["ts"] for event in drawn] == [round(moment * 1e6, 3) for moment in moments]
+
+
+def test_a_timeline_from_before_preemptions_had_times_is_read() -> None:
+    raw = Timeline((), (RequestRecord(0, 3, 0.0, preemptions=2),)).to_dict()
+    del raw["requests"][0]["preempted"]
+    [record] = Timeline.from_dict(raw).requests
+    assert (record.preemptions, record.preempted) == (2, ())
