@@ -10,7 +10,8 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 from splitwiser_lab.engine.pages import PageAllocator
@@ -145,6 +146,16 @@ class Core:
                 return True
             finally:
                 self._stepping = False
+
+    @contextmanager
+    def at_rest(self) -> Iterator[bool]:
+        """Whether no batch is under way; if so, none begins in this block. Does not wait for a thread that drives."""
+        free = self._lock.acquire(blocking=False)
+        try:
+            yield free and not any(station.under_way for station in self._stations)
+        finally:
+            if free:
+                self._lock.release()
 
     def abandon(self, requests: Sequence[Request]) -> None:
         """End those of `requests` that are not done, as cancelled."""

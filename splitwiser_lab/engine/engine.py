@@ -25,6 +25,7 @@ from splitwiser_lab.engine.pages import PageAllocator
 from splitwiser_lab.engine.request import Request
 from splitwiser_lab.engine.result import Result, cut_at_stop, decode, settled, timeline_of
 from splitwiser_lab.engine.scheduler import Limits
+from splitwiser_lab.engine.warm_up import Report, WarmUp
 from splitwiser_lab.errors import GenerationError, RequestError, SplitwiserError
 from splitwiser_lab.hardware import choose_device, choose_dtype
 from splitwiser_lab.lanes.base import Lane
@@ -44,7 +45,15 @@ class Engine:
     """One model, one KV pool, and lanes that can be changed while requests are in flight."""
 
     def __init__(
-        self, model: LoadedModel, pool: KVPool, mode: str = "sequential", seed: int = 0, **options: Any
+        self,
+        model: LoadedModel,
+        pool: KVPool,
+        mode: str = "sequential",
+        seed: int = 0,
+        *,
+        warm_up: bool = True,
+        report: Report | None = None,
+        **options: Any,
     ) -> None:
         """Use `from_pretrained` unless you have loaded the parts yourself."""
         self.model, self.pool, self.seed = model, pool, seed
@@ -58,6 +67,7 @@ class Engine:
         self._default_limits = _LIMITS[torch.device(self.device).type]
         self._core = Core(PageAllocator(pool.pages, pool.page_size), self._default_limits, self._intake.ends)
         self._governor: Governor | None = None
+        self._warm_up = WarmUp(self._core, warm_up, report)
         self.set_mode(mode, **options)
 
     @classmethod
@@ -71,20 +81,25 @@ class Engine:
         kv_tokens: int | None = None,
         page_size: int | None = None,
         seed: int = 0,
+        warm_up: bool = True,
+        report: Report | None = None,
         **options: Any,
     ) -> Engine:
         """Load `model` (an alias, a local folder, a Hub id, or a loaded transformers model) and make it ready.
 
         `kv_tokens` is the capacity of the KV pool; None sizes it from free memory. `options` are the
-        mode's, as in `set_mode`. Raises ModelError, HardwareError or ModeError.
+        mode's, as in `set_mode`. With `warm_up`, the lanes of a mode on a GPU compile kernels and capture graphs of
+        usual batches when they are first chosen, a second or a few for each, and `report` is told so in lines;
+        without, the first batches of each shape are slow. Raises ModelError, HardwareError or ModeError.
         """
         where = choose_device(device).value
         find_mode(mode, where).check(options, where)  # before anything is loaded
         kind = getattr(torch, choose_dtype(where, dtype).value)
         loaded = load(model, where, kind)
         size = PAGE_SIZE if page_size is None else page_size
+        warm: dict[str, Any] = {"warm_up": warm_up, "report": report}
         pages = pages_for(loaded.config, kind, where, size, kv_tokens)
-        return cls(loaded, KVPool(loaded.config, kind, where, pages, size), mode, seed, **options)
+        return cls(loaded, KVPool(loaded.config, kind, where, pages, size), mode, seed, **warm, **options)
 
     @property
     def mode(self) -> str:
@@ -146,6 +161,7 @@ class Engine:
             start_all(lanes)
         asked = {field: options[name] for name, field in _LIMIT_OPTIONS.items() if name in options}
         limits = replace(self._default_limits, **asked)
+        self._warm_up(mode, stations, limits)
         return ModeSwitch(ModeChange(0.0, mode, options), stations, limits, shares)
 
     def submit(
@@ -290,7 +306,7 @@ class Engine:
         with self._lanes_lock:
             if house := self.__dict__.get("_house"):
                 house.close()
-        for held in ("model", "pool", "_transformer", "_house", "_governor"):
+        for held in ("model", "pool", "_transformer", "_house", "_governor", "_warm_up"):
             self.__dict__.pop(held, None)
         if torch.device(self.device).type == "cuda":
             torch.cuda.empty_cache()  # PyTorch would keep it for itself, and other processes want it too

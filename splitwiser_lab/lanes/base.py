@@ -8,6 +8,7 @@ from multiprocessing.connection import Connection, wait
 from typing import Protocol, runtime_checkable
 
 from splitwiser_lab.model.batch import Batch, BatchResult
+from splitwiser_lab.model.graph_shapes import UsualWork
 
 _POLL_SECONDS = 50e-6  # between two looks at a GPU's events
 
@@ -45,6 +46,10 @@ class Lane(Protocol):
 
     def start(self) -> None:
         """Make the lane ready, waiting where it takes long. Raises LaneError with the reason it cannot be."""
+        ...
+
+    def warm_up(self, work: UsualWork) -> None:
+        """Make what such batches need beforehand, where there is such a thing. Only while no batch is under way."""
         ...
 
     def submit(self, batch: Batch) -> Ticket:

@@ -15,6 +15,7 @@ from splitwiser_lab.errors import LaneError
 from splitwiser_lab.lanes.base import spread
 from splitwiser_lab.lanes.ranges import batch_range
 from splitwiser_lab.model.batch import Batch, BatchResult
+from splitwiser_lab.model.graph_shapes import UsualWork
 from splitwiser_lab.model.runner import Runner, runner_for
 from splitwiser_lab.model.transformer import Transformer
 
@@ -49,6 +50,17 @@ class DeviceLane:
         if self._runner is None:
             with torch.cuda.stream(self.stream):
                 self._runner = runner_for(self._transformer, self._multiprocessors)
+
+    def warm_up(self, work: UsualWork) -> None:
+        """Compile and capture on the lane's own stream, and wait until the device has done its part of it."""
+        try:
+            self.start()
+            assert self._runner is not None
+            with torch.cuda.stream(self.stream):
+                self._runner.warm_up(work)
+            self.stream.synchronize()
+        except Exception as error:
+            raise LaneError(f"lane {self.name!r}: its warm-up failed: {error}") from error
 
     def submit(self, batch: Batch) -> DeviceTicket:
         try:

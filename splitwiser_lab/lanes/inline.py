@@ -8,6 +8,7 @@ from multiprocessing.connection import Connection
 from splitwiser_lab.errors import LaneError
 from splitwiser_lab.lanes.base import spread
 from splitwiser_lab.model.batch import Batch, BatchResult
+from splitwiser_lab.model.graph_shapes import UsualWork
 from splitwiser_lab.model.transformer import Transformer
 
 
@@ -22,6 +23,9 @@ class InlineLane:
 
     def start(self) -> None:
         """Nothing to prepare."""
+
+    def warm_up(self, work: UsualWork) -> None:
+        """Nothing to make."""
 
     def submit(self, batch: Batch) -> HostTicket:
         try:

@@ -19,9 +19,10 @@ from splitwiser_lab.errors import HardwareError, LaneError
 from splitwiser_lab.hardware import cores
 from splitwiser_lab.lanes.child import Child, Failure
 from splitwiser_lab.lanes.mps import MpsShare
-from splitwiser_lab.lanes.wire import Answer, Ready, Sender, has_come, receive_answer
+from splitwiser_lab.lanes.wire import Answer, Ready, Sender, has_come, pack_work, receive_answer
 from splitwiser_lab.model.batch import Batch, BatchResult
 from splitwiser_lab.model.config import ModelConfig
+from splitwiser_lab.model.graph_shapes import UsualWork
 from splitwiser_lab.model.transformer import Transformer
 from splitwiser_lab.shared_memory import Handle
 
@@ -55,6 +56,7 @@ class ProcessLane:
         self._child: Child | None = None
         self.depth = 1  # until the worker says otherwise
         self._ready = False
+        self._warm: set[UsualWork] = set()
         self._sender = Sender()
         self._under_way: deque[RemoteTicket] = deque()  # in the order in which the answers come
 
@@ -114,6 +116,16 @@ class ProcessLane:
             ready = self.receive()
             assert isinstance(ready, Ready)
             self.depth, self._ready = ready.depth, True
+
+    def warm_up(self, work: UsualWork) -> None:
+        """Let the worker make what such batches need; on a CPU there is nothing. Raises LaneError."""
+        self.start()
+        if self.on_cpu or work in self._warm:
+            return
+        assert self._child is not None
+        self._child.connection.send_bytes(pack_work(work))
+        self.receive()
+        self._warm.add(work)
 
     def submit(self, batch: Batch) -> RemoteTicket:
         """Send a batch. A worker that died since its last batch, or never saw this one, is started anew."""
@@ -187,6 +199,7 @@ class ProcessLane:
         if self._child is not None:
             self._child.end()
         self._child, self._ready = None, False
+        self._warm.clear()
         self._sender = Sender()
 
     def _died(self) -> LaneError:

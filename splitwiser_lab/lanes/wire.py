@@ -15,6 +15,7 @@ from multiprocessing.connection import Connection
 
 from splitwiser_lab.lanes.child import Failure
 from splitwiser_lab.model.batch import GREEDY, Batch, BatchResult, SamplingSpec, Sequence
+from splitwiser_lab.model.graph_shapes import UsualWork
 
 _Spec = tuple[float, float, float] | None
 _Whole = tuple[list[int], int, list[int], _Spec]
@@ -88,9 +89,25 @@ class Receiver:
         return Batch(decode, [_sequence(one) for one in prefill]), cores
 
 
+_WORK = b"work"  # no pickle begins like this
+
+
+def pack_work(work: UsualWork) -> bytes:
+    """Ask for a warm-up; the answer is `Ready`."""
+    return _WORK + pickle.dumps(work, pickle.HIGHEST_PROTOCOL)
+
+
+def unpack_work(data: bytes) -> UsualWork | None:
+    """The work to warm up for; None if these bytes are a batch."""
+    if not data.startswith(_WORK):
+        return None
+    work: UsualWork = pickle.loads(data[len(_WORK) :])
+    return work
+
+
 @dataclass(frozen=True)
 class Ready:
-    """A worker's first answer: how many batches may be under way there."""
+    """A worker's first answer, and that to a warm-up: how many batches may be under way there."""
 
     depth: int
 

@@ -11,7 +11,7 @@ from splitwiser_lab.errors import LaneError
 from splitwiser_lab.lanes.base import wait_any
 from splitwiser_lab.lanes.child import Failure, compute_on, gpu_refuses, run_child
 from splitwiser_lab.lanes.process import WorkerSetup
-from splitwiser_lab.lanes.wire import Ready, Receiver, send_answer
+from splitwiser_lab.lanes.wire import Ready, Receiver, send_answer, unpack_work
 
 if TYPE_CHECKING:
     from splitwiser_lab.lanes.base import Lane, Ticket
@@ -64,7 +64,7 @@ class Server:
 
     def __init__(self, connection: Connection, lane: Lane) -> None:
         self._connection, self._lane, self._receiver = connection, lane, Receiver()
-        self._under_way: deque[Ticket | Failure] = deque()
+        self._under_way: deque[Ticket | Failure | Ready] = deque()
         self._cores: list[int] | None = None
 
     def run(self) -> None:
@@ -78,12 +78,15 @@ class Server:
 
     def _oldest_is_done(self) -> bool:
         oldest = self._under_way[0]
-        return isinstance(oldest, Failure) or oldest.done()
+        return isinstance(oldest, Failure | Ready) or oldest.done()
 
-    def _take(self) -> Ticket | Failure:
-        """Begin the next batch; wait for one if there is none."""
+    def _take(self) -> Ticket | Failure | Ready:
+        """Begin the next batch, or warm up if that is asked for; wait if there is nothing to do."""
         data = self._connection.recv_bytes()
         try:
+            if work := unpack_work(data):
+                self._lane.warm_up(work)
+                return Ready(self._lane.depth)
             batch, cores = self._receiver.unpack(data)
             if cores is not None and cores != self._cores:
                 compute_on(cores)
@@ -92,9 +95,9 @@ class Server:
         except Exception:
             return Failure(traceback.format_exc(), gpu_refuses())
 
-    def _answer(self, oldest: Ticket | Failure) -> bool:
+    def _answer(self, oldest: Ticket | Failure | Ready) -> bool:
         """Send what came of a batch, once it is done. False when it was this process's last."""
-        answer = oldest if isinstance(oldest, Failure) else self._result(oldest)
+        answer = oldest if isinstance(oldest, Failure | Ready) else self._result(oldest)
         send_answer(self._connection, answer)
         return not (isinstance(answer, Failure) and answer.fatal)
 

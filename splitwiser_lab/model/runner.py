@@ -14,13 +14,10 @@ import torch
 
 from splitwiser_lab.model.batch import Batch
 from splitwiser_lab.model.choice import choose_kernels
+from splitwiser_lab.model.graph_shapes import MOST_TOKENS, ROWS, UsualWork, padded
 from splitwiser_lab.model.paged import Packed, PagedInput, Shape, pack
 from splitwiser_lab.model.sampling import resample
 from splitwiser_lab.model.transformer import Transformer
-
-_ROWS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 80, 96, 128, 160, 192, 224, 256)
-_ROWS_STEP = 128  # beyond those
-_MOST_TOKENS = 8192  # of prompts in a graph: with more, launching kernels one by one costs nothing to speak of
 
 
 @dataclass(frozen=True)
@@ -54,6 +51,9 @@ class PlainRunner:
         on_launch()
         return self._transformer.run(batch)
 
+    def warm_up(self, work: UsualWork) -> None:
+        """There is nothing to make."""
+
 
 class GraphRunner:
     """Runs batches over a transformer's weights and pool. Make it and use it under one stream."""
@@ -73,7 +73,7 @@ class GraphRunner:
         self._kernels = TritonKernels(weights.config, weights.device, weights.dtype, pool.page_size, capability)
         programs = self._kernels.decode_tiles.per_sm * (multiprocessors or properties.multi_processor_count)
         self._parts = -(-programs // weights.config.kv_heads)
-        self._kernels.reserve(_ROWS[-1] + self._parts, _ROWS[-1])
+        self._kernels.reserve(ROWS[-1] + self._parts, ROWS[-1])
         self._board = torch.zeros(pool.pages + 1, dtype=torch.int32, device=self._device)
         self._seen: set[Shape] = set()
         self._steps: dict[Shape, Step] = {}
@@ -101,6 +101,14 @@ class GraphRunner:
                 self._seen.add(shape)
         return self._read(batch, where, logits, picked)
 
+    def warm_up(self, work: UsualWork) -> None:
+        """Compile the kernels and capture the graphs of usual batches, each by one that consists of padding alone."""
+        for shape in work.shapes():
+            if shape not in self._steps and self._repeatable(shape):
+                packed = pack(Batch([], []), self._pool.page_size, self._parts, self._pool.pages, shape)
+                self._launch(PagedInput.views(_upload(packed, self._numbers(packed)), packed))
+                self._steps[shape] = self._capture(packed)
+
     def _read(self, batch: Batch, where: PagedInput, logits: torch.Tensor, picked: torch.Tensor) -> torch.Tensor:
         """The tokens of a batch without its padding; those that are not greedy are picked here, kernel by kernel."""
         decode, prefill = ([s.sampling for s in part if s.sampling] for part in (batch.decode, batch.prefill))
@@ -118,14 +126,11 @@ class GraphRunner:
     def _padded(self, batch: Batch) -> Shape:
         """The shape of the graph for this batch, or its own where there can be none."""
         shape = Shape.of(batch)
-        if not self._repeatable(shape):
-            return shape
-        fitting = next((rows for rows in _ROWS if rows >= shape.rows), -(-shape.rows // _ROWS_STEP) * _ROWS_STEP)
-        return Shape(fitting if shape.rows else 0, _padded_tokens(shape.tokens), _power_of_two(shape.prompts))
+        return padded(shape) if self._repeatable(shape) else shape
 
     def _repeatable(self, shape: Shape) -> bool:
         """Whether batches of the shape can be graphs: no prompts where attention takes them one by one."""
-        return not shape.tokens or (self._kernels.matrix_units and shape.tokens <= _MOST_TOKENS)
+        return not shape.tokens or (self._kernels.matrix_units and shape.tokens <= MOST_TOKENS)
 
     def _launch(self, where: PagedInput) -> tuple[torch.Tensor, torch.Tensor]:
         """Logits [E, vocabulary] and greedy tokens [E] of the rows that ask for one."""
@@ -162,16 +167,6 @@ def runner_for(transformer: Transformer, multiprocessors: int | None = None) -> 
     if choose_kernels(weights.device, str(weights.dtype).removeprefix("torch.")).value == "triton":
         return GraphRunner(transformer, multiprocessors)
     return PlainRunner(transformer)
-
-
-def _padded_tokens(tokens: int) -> int:
-    """Up to the next step: a step is no more than what a matrix product pads to in any case."""
-    step = 64 if tokens <= 512 else 128 if tokens <= 2048 else 256
-    return -(-tokens // step) * step
-
-
-def _power_of_two(count: int) -> int:
-    return 1 << (count - 1).bit_length() if count else 0
 
 
 def _upload(packed: Packed, to: torch.Tensor) -> torch.Tensor:

@@ -165,6 +165,31 @@ def test_prompts_and_mixed_batches_replay_graphs_too() -> None:
 
 
 @torch.inference_mode()
+def test_after_a_warm_up_the_first_batch_is_a_graph_and_right() -> None:
+    from splitwiser_lab.model.graph_shapes import UsualWork
+    from splitwiser_lab.model.runner import GraphRunner
+
+    lengths = [5, 130, 16]
+    plain, fast = model(torch.float16), model(torch.float16)
+    with torch.cuda.stream(torch.cuda.Stream()):
+        runner = GraphRunner(fast)
+        runner.warm_up(UsualWork(rows=4, prefill_tokens=192, mixed_tokens=64))
+        made = set(runner._steps)
+        assert not fast.pool.data.any(), "padding wrote to the pool"
+        batch = prefill_batch(lengths)
+        for _ in range(2):  # prompts, then a step
+            picked = runner.run(batch)
+            ends = [end - 1 for end in accumulate(len(s.tokens) for s in batch.sequences)]
+            logits = plain.logits(batch, ends)
+            # In float16 the best two may be as good as equal.
+            assert (logits.amax(-1) - logits.gather(1, picked.long()[:, None])[:, 0]).max() < 0.02
+            batch = decode_batch(lengths, picked.tolist())
+        assert set(runner._steps) == made and not runner._seen
+        runner.warm_up(UsualWork(rows=4, prefill_tokens=192))
+        assert set(runner._steps) == made, "made once"
+
+
+@torch.inference_mode()
 def test_a_capture_waits_for_nothing_on_its_stream() -> None:
     """A graph is captured behind a batch that still runs: the host goes on at once, and the tokens are right."""
     from splitwiser_lab.model.runner import GraphRunner

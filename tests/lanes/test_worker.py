@@ -12,9 +12,10 @@ from multiprocessing.connection import Connection
 import pytest
 
 from splitwiser_lab.errors import LaneError
-from splitwiser_lab.lanes.wire import Failure, Sender, receive_answer
+from splitwiser_lab.lanes.wire import Failure, Ready, Sender, pack_work, receive_answer
 from splitwiser_lab.lanes.worker import Server
 from splitwiser_lab.model.batch import GREEDY, Batch, BatchResult, Sequence
+from splitwiser_lab.model.graph_shapes import UsualWork
 
 
 class Slow:
@@ -26,6 +27,12 @@ class Slow:
         self.submitted: list[Batch] = []
         self.done: set[int] = set()
         self.fails: set[int] = set()
+        self.warm: list[UsualWork] = []
+
+    def warm_up(self, work: UsualWork) -> None:
+        if not work.rows:
+            raise LaneError("a graph could not be captured")
+        self.warm.append(work)
 
     def submit(self, batch: Batch) -> SlowTicket:
         self.submitted.append(batch)
@@ -110,3 +117,14 @@ def test_answers_keep_their_order_when_one_fails(served: Served) -> None:
     failure = served.answer()
     assert isinstance(failure, Failure) and "cannot be launched" in failure.text and not failure.fatal
     assert served.answer() == BatchResult([3], 0.0, 1.0)
+
+
+def test_a_warm_up_is_answered_like_a_batch_and_may_fail(served: Served) -> None:
+    served.ours.send_bytes(pack_work(UsualWork(rows=8)))
+    assert served.answer() == Ready(2) and served.lane.warm == [UsualWork(rows=8)]
+    served.ours.send_bytes(pack_work(UsualWork()))
+    failure = served.answer()
+    assert isinstance(failure, Failure) and "could not be captured" in failure.text and not failure.fatal
+    served.ask(10)
+    served.lane.done.add(1)
+    assert served.answer() == BatchResult([1], 0.0, 1.0), "the next batch is none the worse"

@@ -46,3 +46,4 @@ def test_a_forward_pass_is_that_of_the_plain_transformer(found: Any) -> None:
     model = found["model"]
     assert model["logits"] < 1e-4 and model["pool"] < 1e-4
     assert model["tokens"] == [True, True, True]
+    assert model["padding_writes_nothing"]

@@ -170,7 +170,9 @@ class Suite(Document):
         self.report(f"loading {shape}")
         if self._ceilings is None:
             self._ceilings = measure_ceilings(self._device, self._dtype)
-        return Engine.from_pretrained(shape, device=self._device, dtype=self._dtype, kv_tokens=self._plan.kv_tokens)
+        return Engine.from_pretrained(
+            shape, device=self._device, dtype=self._dtype, kv_tokens=self._plan.kv_tokens, report=self.report
+        )
 
     def _write(self) -> None:
         if self.path is not None:

@@ -1,0 +1,59 @@
+"""Which shapes CUDA graphs are made for: batches are padded to few of them, and those that are usual are made early."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from splitwiser_lab.model.paged import Shape
+
+ROWS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 80, 96, 128, 160, 192, 224, 256)
+_ROWS_STEP = 128  # beyond those
+MOST_TOKENS = 8192  # of prompts in a graph: with more, launching kernels one by one costs nothing to speak of
+_LEAST_PROMPTS = 4  # to pick a token after fewer prompts costs the same
+_USUAL_TOKENS = 4096  # of prompts in a batch: larger ones are rare, and long enough to hide what a graph saves
+
+
+def padded(shape: Shape) -> Shape:
+    """The shape of the graph for a batch of this one."""
+    fitting = next((rows for rows in ROWS if rows >= shape.rows), -(-shape.rows // _ROWS_STEP) * _ROWS_STEP)
+    return Shape(fitting if shape.rows else 0, _padded_tokens(shape.tokens), _padded_prompts(shape.prompts))
+
+
+@dataclass(frozen=True)
+class UsualWork:
+    """What a lane will be given: up to so many decoding rows, prompt tokens, or tokens in a mixed batch; 0 for none."""
+
+    rows: int = 0
+    prefill_tokens: int = 0
+    mixed_tokens: int = 0
+
+    def shapes(self) -> list[Shape]:
+        """Those that its batches are most likely to have, once each."""
+        return list(dict.fromkeys((*self._decode(), *self._prefill(), *self._mixed())))
+
+    def _decode(self) -> Iterator[Shape]:
+        return (padded(Shape(rows)) for rows in ROWS if rows <= padded(Shape(self.rows)).rows)
+
+    def _prefill(self) -> Iterator[Shape]:
+        tokens, most = 0, min(self.prefill_tokens, _USUAL_TOKENS)
+        while tokens < most:
+            shape = padded(Shape(0, tokens + 1, 1))
+            tokens = shape.tokens
+            yield shape
+
+    def _mixed(self) -> Iterator[Shape]:
+        """A full budget: all that decode, and a chunk of a prompt that fills it up."""
+        for rows in (rows for rows in ROWS if rows < self.mixed_tokens and self.mixed_tokens <= MOST_TOKENS):
+            yield padded(Shape(rows, self.mixed_tokens - rows, 1))
+
+
+def _padded_tokens(tokens: int) -> int:
+    """Up to the next step: a step is no more than what a matrix product pads to in any case."""
+    step = 64 if tokens <= 512 else 128 if tokens <= 2048 else 256
+    return -(-tokens // step) * step
+
+
+def _padded_prompts(count: int) -> int:
+    """Up to a power of two."""
+    return max(_LEAST_PROMPTS, 1 << (count - 1).bit_length()) if count else 0
