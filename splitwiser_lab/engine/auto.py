@@ -14,8 +14,9 @@ from typing import Any
 
 from splitwiser_lab.engine.choices import TURNS, candidates
 from splitwiser_lab.engine.controller import Candidate, Decision, Load, decide
-from splitwiser_lab.engine.core import Core, ModeSwitch
+from splitwiser_lab.engine.core import Core
 from splitwiser_lab.engine.rates import Lengths, RateBook
+from splitwiser_lab.engine.station import ModeSwitch
 from splitwiser_lab.errors import LaneError, ModeError
 from splitwiser_lab.lanes.support import LaneKind
 from splitwiser_lab.timeline import Span

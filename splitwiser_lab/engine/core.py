@@ -12,38 +12,19 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 from splitwiser_lab.engine.pages import PageAllocator
 from splitwiser_lab.engine.request import Request
-from splitwiser_lab.engine.scheduler import Limits, Policy, Scheduled, Scheduler, decode_only
+from splitwiser_lab.engine.scheduler import Limits, Scheduler, decode_only
+from splitwiser_lab.engine.station import ModeSwitch, Station
 from splitwiser_lab.errors import LaneError, SplitwiserError
-from splitwiser_lab.lanes.base import Lane, Ticket, wait_any
+from splitwiser_lab.lanes.base import Lane, wait_any
 from splitwiser_lab.timeline import FinishReason, ModeChange, Span
 
 _KEPT_SPANS = 200_000
 _IDLE_SECONDS = 0.05  # how long an idle loop sleeps before it looks for commands again
 _YIELD_SECONDS = 1e-4  # between two steps when other threads want to drive too
-
-
-@dataclass
-class Station:
-    """A lane, the policy that feeds it, and the batches under way there, oldest first."""
-
-    lane: Lane
-    policy: Policy
-    under_way: deque[tuple[Scheduled, Ticket]] = field(default_factory=deque)
-
-
-@dataclass(frozen=True)
-class ModeSwitch:
-    """Lanes that are ready, and the limits to schedule under, waiting for the old lanes to drain."""
-
-    change: ModeChange
-    stations: list[Station]
-    limits: Limits
-    cores: dict[str, list[int]]
-    controller: Callable[[], ModeSwitch | None] | None = None  # asked before each step which switch to make, if any
 
 
 class Core:

@@ -10,23 +10,23 @@ import functools
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from types import TracebackType
-from typing import Any, cast
+from typing import Any
 
 import torch
 
 from splitwiser_lab.engine.auto import Governor, govern
-from splitwiser_lab.engine.core import Core, ModeSwitch, Station
+from splitwiser_lab.engine.core import Core
 from splitwiser_lab.engine.intake import Intake, Prompt
 from splitwiser_lab.engine.modes import find_mode
 from splitwiser_lab.engine.open_loop import OpenLoop
 from splitwiser_lab.engine.pages import PageAllocator
 from splitwiser_lab.engine.request import Request
 from splitwiser_lab.engine.result import Result, cut_at_stop, decode, settled, timeline_of
-from splitwiser_lab.engine.scheduler import Limits
+from splitwiser_lab.engine.scheduler import DEFAULT_LIMITS, Limits
+from splitwiser_lab.engine.station import ModeSwitch, Station
 from splitwiser_lab.engine.warm_up import Report, WarmUp
-from splitwiser_lab.errors import GenerationError, RequestError, SplitwiserError
+from splitwiser_lab.errors import GenerationError, SplitwiserError
 from splitwiser_lab.hardware import choose_device, choose_dtype
 from splitwiser_lab.lanes.base import Lane
 from splitwiser_lab.lanes.factory import LaneHouse, share_cores, start_all
@@ -37,8 +37,6 @@ from splitwiser_lab.model.transformer import Transformer
 from splitwiser_lab.timeline import ModeChange, Timeline
 
 PAGE_SIZE = 32
-_LIMIT_OPTIONS = {"max_batch": "max_requests", "prefill_tokens": "prefill_tokens", "chunk_tokens": "chunk_tokens"}
-_LIMITS = {"cpu": Limits(32, 512, 128), "cuda": Limits(256, 8192, 512)}
 
 
 class Engine:
@@ -64,7 +62,7 @@ class Engine:
         self._intake = Intake(self.config, self.tokenizer, pool.tokens)
         self._house = LaneHouse(self._transformer)
         self._lanes_lock = threading.Lock()
-        self._default_limits = _LIMITS[torch.device(self.device).type]
+        self._default_limits = DEFAULT_LIMITS[torch.device(self.device).type]
         self._core = Core(PageAllocator(pool.pages, pool.page_size), self._default_limits, self._intake.ends)
         self._governor: Governor | None = None
         self._warm_up = WarmUp(self._core, warm_up, report)
@@ -159,8 +157,7 @@ class Engine:
             shares = share_cores(lanes, options.get("decode_cores"))
             self._house.close_rivals(lanes, self._core.lanes)
             start_all(lanes)
-        asked = {field: options[name] for name, field in _LIMIT_OPTIONS.items() if name in options}
-        limits = replace(self._default_limits, **asked)
+        limits = self._default_limits.with_options(options)
         self._warm_up(mode, stations, limits)
         return ModeSwitch(ModeChange(0.0, mode, options), stations, limits, shares)
 
@@ -209,28 +206,10 @@ class Engine:
         at the end, with the finished part in its `result`, when some requests failed.
         """
         self._refuse_if_closed()
-        if not hasattr(prompts, "__len__"):
-            raise RequestError(f"prompts are a text, a list of token ids, or a list of either, not {prompts!r:.80}.")
-        one = isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], int))
-        many = cast(list[Prompt], [prompts] if one else list(prompts))
-        if not many:
-            raise RequestError("no prompts given: pass a text, a list of token ids, or a list of either.")
         origin = time.perf_counter()
-        base = self.seed if seed is None else seed
-        requests = []
-        for number, prompt in enumerate(many):
-            sampling = {
-                "max_new_tokens": max_new_tokens,
-                "ignore_eos": ignore_eos,
-                "temperature": temperature,
-                "top_p": top_p,
-                "seed": base + number,
-                "stop": stop,
-            }
-            try:
-                requests.append(self._intake.request(prompt, origin, on_token, sampling))
-            except RequestError as error:
-                raise RequestError(f"prompt {number}: {error}" if len(many) > 1 else str(error)) from None
+        sampling: dict[str, Any] = {"max_new_tokens": max_new_tokens, "ignore_eos": ignore_eos, "stop": stop}
+        sampling |= {"temperature": temperature, "top_p": top_p}
+        requests = self._intake.requests(prompts, origin, on_token, sampling, self.seed if seed is None else seed)
         for request in requests:
             self._core.add(request)
         try:

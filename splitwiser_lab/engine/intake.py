@@ -6,7 +6,7 @@ import itertools
 import operator
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from splitwiser_lab.engine.request import Request, Sampling
 from splitwiser_lab.engine.result import decode
@@ -77,6 +77,29 @@ class Intake:
         tokens = self.tokenize(prompt) if isinstance(prompt, str) else _token_ids(prompt)
         self._check(tokens, wanted)
         return Request(next(self._ids), tokens, wanted, time.perf_counter() if arrival is None else arrival, on_token)
+
+    def requests(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        arrival: float,
+        on_token: Callable[[Request, int], None] | None,
+        sampling: dict[str, Any],
+        seed: int,
+    ) -> list[Request]:
+        """Requests of one prompt or many, all or none; the one at place i gets `seed` + i. Raises RequestError."""
+        if not hasattr(prompts, "__len__"):
+            raise RequestError(f"prompts are a text, a list of token ids, or a list of either, not {prompts!r:.80}.")
+        one = isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], int))
+        many = cast(list[Prompt], [prompts] if one else list(prompts))
+        if not many:
+            raise RequestError("no prompts given: pass a text, a list of token ids, or a list of either.")
+        made = []
+        for number, prompt in enumerate(many):
+            try:
+                made.append(self.request(prompt, arrival, on_token, {**sampling, "seed": seed + number}))
+            except RequestError as error:
+                raise RequestError(f"prompt {number}: {error}" if len(many) > 1 else str(error)) from None
+        return made
 
     def refused(self, arrival: float, error: RequestError) -> Request:
         """The record of a request that was not let in."""

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 from splitwiser_lab.engine.pages import PageAllocator
 from splitwiser_lab.engine.request import Request
@@ -26,6 +26,14 @@ class Limits:
     max_requests: int
     prefill_tokens: int
     chunk_tokens: int
+
+    def with_options(self, options: Mapping[str, Any]) -> Limits:
+        """These, but for what the options of a mode ask for."""
+        return replace(self, **{field: options[name] for name, field in _OPTIONS.items() if name in options})
+
+
+_OPTIONS = {"max_batch": "max_requests", "prefill_tokens": "prefill_tokens", "chunk_tokens": "chunk_tokens"}
+DEFAULT_LIMITS = {"cpu": Limits(32, 512, 128), "cuda": Limits(256, 8192, 512)}
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from splitwiser_lab.engine.core import Core, Station
+from splitwiser_lab.engine.core import Core
 from splitwiser_lab.engine.scheduler import Limits, Policy, decode_only, mixed, prefill_first, prefill_only
+from splitwiser_lab.engine.station import Station
 from splitwiser_lab.model.graph_shapes import UsualWork
 
 Report = Callable[[str], None]

@@ -17,11 +17,12 @@ import pytest
 from splitwiser_lab.engine import auto, core
 from splitwiser_lab.engine.auto import Governor
 from splitwiser_lab.engine.controller import Candidate, Line, Shares
-from splitwiser_lab.engine.core import Core, ModeSwitch, Station
+from splitwiser_lab.engine.core import Core
 from splitwiser_lab.engine.modes import MODES
 from splitwiser_lab.engine.pages import PageAllocator
 from splitwiser_lab.engine.request import Request, Sampling
 from splitwiser_lab.engine.scheduler import Limits
+from splitwiser_lab.engine.station import ModeSwitch, Station
 from splitwiser_lab.model.batch import Batch, BatchResult
 from splitwiser_lab.timeline import ModeChange
 

@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 
-from splitwiser_lab.engine.core import Core, ModeSwitch, Station
+from splitwiser_lab.engine.core import Core
 from splitwiser_lab.engine.pages import PageAllocator
 from splitwiser_lab.engine.request import Request, Sampling
 from splitwiser_lab.engine.scheduler import Limits, Policy, decode_only, prefill_first, prefill_only
+from splitwiser_lab.engine.station import ModeSwitch, Station
 from splitwiser_lab.errors import LaneError, SplitwiserError
 from splitwiser_lab.lanes.base import wait_any
 from splitwiser_lab.model.batch import Batch, BatchResult
