@@ -48,6 +48,7 @@ class Dashboard:
     def __init__(self, source: Source, drawing: Choice) -> None:
         self.source, self.drawing = source, drawing
         self._task: asyncio.Task[None] | None = None
+        self._drawn: Frame | None = None
         self._closed = False
 
     def __repr__(self) -> str:
@@ -78,6 +79,8 @@ class Dashboard:
         self.source.stop()
         while self.source.active:
             await asyncio.sleep(1 / FRAMES_PER_S)
+        if self._task is not None and not self._task.done():
+            self._redraw()  # the next cell may keep the loop busy: nothing is drawn meanwhile
 
     def close(self) -> None:
         """End for good: the source's threads, and the drawing."""
@@ -102,23 +105,25 @@ class Dashboard:
 
     async def _draw(self) -> None:
         """Redraw until closed; what goes wrong is said where the numbers are."""
-        from splitwiser_lab.lab.dashboard import figure
-
-        last: Frame | None = None
         try:
             while not self._closed:
                 began = time.perf_counter()
-                frame = self.source.frame()
-                if last is None or frame.now != last.now or frame.state != last.state:
-                    figure.apply(self._figure, figure.change(frame))
-                    last = frame
-                self._numbers.value = html(frame)
-                self._controls.sync()
+                self._redraw()
                 spent = time.perf_counter() - began
                 await asyncio.sleep(max(1 / FRAMES_PER_S - spent, spent * (1 / _SHARE - 1)))
         except Exception as error:
             self._numbers.value = f"<b>The view ended:</b> {escape(str(error))}. Run the cell again."
             raise
+
+    def _redraw(self) -> None:
+        from splitwiser_lab.lab.dashboard import figure
+
+        frame, last = self.source.frame(), self._drawn
+        if last is None or frame.now != last.now or frame.state != last.state:
+            figure.apply(self._figure, figure.change(frame))
+            self._drawn = frame
+        self._numbers.value = html(frame)
+        self._controls.sync()
 
     def show_with_controls(self, seconds: float, schedule: Mapping[float, str]) -> None:
         """Controls above, pictures below: once by the schedule now, and without one whenever Run is pressed."""
