@@ -63,7 +63,7 @@ def break_down(
     """Profile `load` with every peer that can be profiled, by turns; per prefill, or per decode step."""
     prompts, found = load.draw(vocabulary), {peer.name: Breakdown(load.name, peer.name) for peer in peers}
     for number in range(repeats + 1):  # round 0 warms up
-        for peer in peers:
+        for peer in [peer for peer in peers if peer.name in found]:
             report(f"where the time goes, {load.name}, round {number} of {repeats}: {peer.name}")
             seconds, times = peer.profile(prompts, load.new_tokens)
             if not times:
