@@ -134,7 +134,7 @@ def bench(
     report: Callable[[str], None] = lambda _: None,
     **load: Any,
 ) -> Bench:
-    """Measure all figures on this machine; a quarter of an hour on two cores with vLLM. Let nothing else run meanwhile."""
+    """Measure all figures here; a quarter of an hour on two cores with vLLM. Let nothing else run meanwhile."""
     with Engine.from_pretrained(model, **load) as engine:
         reference = engine.model.reference()
         peers, missing = find_peers(engine, reference, vllm_python)
