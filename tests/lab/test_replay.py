@@ -118,6 +118,15 @@ def test_the_controls_are_those_of_the_live_lab_and_the_recorded_ones_are_grey(p
     assert all(knob.value in [value for _, value in knob.choices] for knob in played.knobs)
 
 
+def test_what_was_asked_for_is_written_in_whole_numbers_with_units(recorded: list[Recording]) -> None:
+    asked = {"name": "w", "requests_per_s": 7.0833, "input_tokens_p50": 1029.5, "output_tokens_p50": 129.0}
+    knobs = {knob.name: knob for knob in Replay([replace(recorded[0], workload=asked)]).knobs}
+    written = [knobs[name].choices[0][0] for name in ("rate", "prompt_tokens", "output_tokens")]
+    assert written == ["7.08 /s", "1,030 tokens", "129 tokens"]
+    at_once = Replay([replace(recorded[0], workload={"name": "w"})])
+    assert next(knob for knob in at_once.knobs if knob.name == "rate").choices[0][0] == "all at once"
+
+
 def test_different_work_is_never_mixed(recorded: list[Recording]) -> None:
     other = replace(recorded[0], model="another model")
     source = Replay([*recorded, other])

@@ -70,7 +70,7 @@ class Replay:
     def knobs(self) -> Sequence[Knob]:
         asked = self._recording.workload
         step = self._duration / _STEPS
-        moments = tuple((f"{step * n:.3g} s", n) for n in range(_STEPS + 1))
+        moments = tuple((_written(step * n, "s"), n) for n in range(_STEPS + 1))
         works = tuple((f"{n} of {len(self._works)}", work) for n, work in enumerate(self._works, start=1))
         only = "" if len(works) > 1 else "all of these recordings are of one kind of work"
         fixed = (
@@ -236,4 +236,6 @@ def _token_line(recording: Recording) -> TokenLine:
 
 
 def _written(value: float | None, unit: str) -> str:
-    return "all at once" if value is None else f"{value:.3g} {unit}"
+    if value is None:
+        return "all at once"
+    return f"{value:,.0f} {unit}" if abs(value) >= 100 else f"{value:.3g} {unit}"
