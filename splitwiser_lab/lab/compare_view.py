@@ -14,6 +14,7 @@ from typing import Any
 from splitwiser_lab.engine.engine import Engine
 from splitwiser_lab.engine.modes import MODES, supported_modes
 from splitwiser_lab.lab.dashboard.show import choose_drawing
+from splitwiser_lab.lab.dashboard.source import Knob
 from splitwiser_lab.lab.display import publish, static
 from splitwiser_lab.lab.static_bars import bars_svg
 from splitwiser_lab.lab.tables import table, table_html
@@ -25,7 +26,11 @@ from splitwiser_lab.predict.roofline import predict_seconds
 from splitwiser_lab.predict.work import Part, decode, prefill
 
 _TITLE = "Longest gap between two tokens of one answer"
-_CHOICES = {"prompt_tokens": (32, 64, 128, 256, 512, 1024), "output_tokens": (8, 16, 32, 64), "rate": (0.5, 1, 2, 4, 8)}
+_CHOICES = {  # of the sliders: part of the work -> label, values, unit
+    "prompt_tokens": ("prompt", (32, 64, 128, 256, 512, 1024), "tokens"),
+    "output_tokens": ("output", (8, 16, 32, 64), "tokens"),
+    "rate": ("arrival rate", (0.5, 1, 2, 4, 8), "/s"),
+}
 _SHARE = 0.5  # of the machine, that each of two lanes has
 
 
@@ -110,6 +115,14 @@ class _View:
         self._engine, self._modes, self.work = engine, modes, work
         self._repeats, self._reference = repeats, reference
 
+    @property
+    def knobs(self) -> list[Knob]:
+        """What sets the work, as it stands."""
+        return [
+            Knob.of(name, label, values, getattr(self.work, name), unit)
+            for name, (label, values, unit) in _CHOICES.items()
+        ]
+
     def predicted(self) -> str:
         """The prediction alone."""
         gaps = expected_gap_ms(self._engine, self._modes, self.work)
@@ -134,13 +147,13 @@ class _View:
         import ipywidgets as widgets
         from IPython.display import display
 
+        from splitwiser_lab.lab.dashboard.controls import slider
+
         picture, rows, button = widgets.HTML(self.predicted()), widgets.HTML(), widgets.Button(description="Measure")
 
-        def slider(name: str) -> Any:
-            now = getattr(self.work, name)
-            made = widgets.SelectionSlider(options=sorted({*_CHOICES[name], now}), value=now, description=name)
-            made.style = {"description_width": "110px"}
-            made.observe(functools.partial(moved, name), "value")
+        def observed(knob: Knob) -> Any:
+            made = slider(knob)
+            made.observe(functools.partial(moved, knob.name), "value")
             return made
 
         def moved(name: str, new: Mapping[str, Any]) -> None:
@@ -158,7 +171,7 @@ class _View:
                 button.disabled, button.description = False, "Measure"
 
         button.on_click(pressed)
-        controls = widgets.HBox([button, *map(slider, _CHOICES)], layout=widgets.Layout(flex_flow="row wrap"))
+        controls = widgets.HBox([button, *map(observed, self.knobs)], layout=widgets.Layout(flex_flow="row wrap"))
         display(widgets.VBox([controls, picture, rows]))  # type: ignore[no-untyped-call]
 
     def _bars(self, values: Mapping[str, float], note: str) -> str:

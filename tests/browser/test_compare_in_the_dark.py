@@ -64,7 +64,7 @@ def test_figures_are_readable_in_the_dark_theme(notebook: Notebook, text: str, b
 def test_a_slider_changes_the_prediction_and_the_button_measures_it(notebook: Notebook) -> None:
     before = bars(notebook)
     assert "64 tokens in" in before and "predicted" in before and ", measured" not in before
-    slider = notebook.page.locator(".widget-inline-hbox:has-text('prompt_tokens') .noUi-handle")
+    slider = notebook.page.locator(".widget-inline-hbox:has-text('prompt') .noUi-handle")
     slider.focus()
     slider.press("ArrowRight")
     notebook.page.wait_for_selector("svg.bars:has-text('128 tokens in')", timeout=30_000)

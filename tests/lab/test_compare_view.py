@@ -41,3 +41,11 @@ def test_a_prompt_costs_the_others_less_in_slices_and_least_on_a_lane_of_its_own
     longer = expected_gap_ms(engine, ["sequential", "processes"], Work(prompt_tokens=240, output_tokens=8))
     assert gaps["chunked"] < gaps["sequential"] < longer["sequential"]
     assert gaps["processes"] > 0
+
+
+def test_the_sliders_say_what_they_set_and_in_what_unit(make_engine: MakeEngine) -> None:
+    view = compare_view._View(make_engine(), ["sequential"], Work(prompt_tokens=48, rate=3), 1, None)
+    labels = {knob.label: [text for text, _ in knob.choices] for knob in view.knobs}
+    assert labels["prompt"][1] == "48 tokens" and labels["output"][0] == "8 tokens"
+    assert "3 /s" in labels["arrival rate"]
+    assert {knob.name for knob in view.knobs} < set(Work.__dataclass_fields__)

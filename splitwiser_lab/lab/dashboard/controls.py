@@ -55,16 +55,9 @@ class Controls:
             self._set(self._why, value=_reasons(self._source, knobs, self._note))
 
     def _slider(self, knob: Knob) -> Any:
-        slider = widgets.SelectionSlider(
-            options=knob.choices,
-            value=knob.value,
-            description=knob.label,
-            continuous_update=False,
-            style={"description_width": "112px"},
-            layout=widgets.Layout(width="330px"),
-        )
-        slider.observe(lambda new: self._turned(knob.name, new["new"]), "value")
-        return slider
+        made = slider(knob)
+        made.observe(lambda new: self._turned(knob.name, new["new"]), "value")
+        return made
 
     def _pressed(self, _: Any) -> None:
         if self._source.active:
@@ -97,6 +90,18 @@ class Controls:
         for name, value in values.items():
             if getattr(widget, name) != value:
                 setattr(widget, name, value)
+
+
+def slider(knob: Knob) -> Any:
+    """The widget of a knob: its choices in their unit, told of when it is let go."""
+    return widgets.SelectionSlider(
+        options=knob.choices,
+        value=knob.value,
+        description=knob.label,
+        continuous_update=False,
+        style={"description_width": "112px"},
+        layout=widgets.Layout(width="340px"),
+    )
 
 
 def _wrapping() -> Any:
