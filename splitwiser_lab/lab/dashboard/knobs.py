@@ -7,21 +7,18 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from splitwiser_lab.engine.modes import MODES, Mode
-from splitwiser_lab.hardware import cores
 from splitwiser_lab.lab.dashboard.frame import Line
+from splitwiser_lab.lab.dashboard.shares import share_knob
 from splitwiser_lab.lab.dashboard.source import Knob
 from splitwiser_lab.measure.sources import Metric
 
-SHARE, CHUNK, BATCH, RATE, PROMPT, OUTPUT = (
-    "share",
+CHUNK, BATCH, RATE, PROMPT, OUTPUT = (
     "chunk_tokens",
     "max_batch",
     "rate",
     "prompt_tokens",
     "output_tokens",
 )
-# The options by which modes share the machine out, and what decode's share is called.
-_SHARES = {"decode_cores": "cores for decode", "decode_sms": "SMs for decode", "decode_share": "% of SMs for decode"}
 _RATES = (0.1, 0.15, 0.2, 0.3, 0.5, 0.7, 1, 1.5, 2, 3, 5, 7, 10, 15, 20, 30, 50, 70, 100, 150, 200, 300, 500, 700)
 _CHUNKS = (16, 32, 64, 128, 256, 512, 1024, 2048)
 _BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
@@ -77,41 +74,12 @@ def hardware_lines(metrics: Sequence[Metric]) -> list[Line]:
     return [Line(key, there[key].label) for key in chosen[:_SHOWN_LINES] if key in there]
 
 
-def share_option(mode: str, device: str) -> str | None:
-    """The option by which this mode shares `device` out between the phases; None where it does not."""
-    on_gpu = device.startswith("cuda")
-    fitting = (name for name in _SHARES if (name != "decode_cores") == on_gpu)
-    return next((name for name in fitting if name in MODES[mode].known_options), None)
-
-
 def _option_knobs(settings: Settings, engine: Any) -> list[Knob]:
     mode, limits, options = settings.mode, engine.limits, settings.options
-    chunk = "" if CHUNK in MODES[mode].known_options else f"{mode} does not cut prompts into chunks"
+    whole = "does not cut prompts into chunks" if MODES[mode].lanes else "chooses it by itself"
+    chunk = "" if CHUNK in MODES[mode].known_options else f"{mode} {whole}"
     return [
-        _share_knob(settings, engine),
+        share_knob(mode, engine.device, options),
         Knob.of(CHUNK, "chunk", _CHUNKS, options.get(CHUNK, limits.chunk_tokens), "tokens", chunk),
-        Knob.of(BATCH, "batch limit", _BATCHES, options.get(BATCH, limits.max_requests)),
+        Knob.of(BATCH, "batch limit", _BATCHES, options.get(BATCH, limits.max_requests), "requests"),
     ]
-
-
-def _share_knob(settings: Settings, engine: Any) -> Knob:
-    option = share_option(settings.mode, engine.device)
-    on_gpu = engine.device.startswith("cuda")
-    values, half = _shares(option or ("decode_sms" if on_gpu else "decode_cores"), engine)
-    why_not = "" if option else f"{settings.mode} shares nothing out: both phases run on all of it"
-    if option and len(values) == 1:
-        why_not = f"there are only {len(cores())} cores: one for each phase"
-    label = _SHARES[option or ("decode_sms" if on_gpu else "decode_cores")]
-    return Knob.of(SHARE, label, values, settings.options.get(option, half) if option else half, "", why_not)
-
-
-def _shares(option: str, engine: Any) -> tuple[list[int], int]:
-    """What can be chosen, and about half of the machine."""
-    if option == "decode_cores":
-        return list(range(1, max(2, len(cores())))), max(1, len(cores()) // 2)
-    if option == "decode_share":
-        return list(range(10, 101, 10)), 50
-    import torch
-
-    count = torch.cuda.get_device_properties(engine.device).multi_processor_count
-    return list(range(8, count, 8)), 8 * (count // 16)

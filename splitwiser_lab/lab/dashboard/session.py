@@ -22,13 +22,12 @@ from splitwiser_lab.lab.dashboard.knobs import (
     OUTPUT,
     PROMPT,
     RATE,
-    SHARE,
     Settings,
     hardware_lines,
     knobs_of,
-    share_option,
 )
 from splitwiser_lab.lab.dashboard.runner import Runner
+from splitwiser_lab.lab.dashboard.shares import SHARE, share_option
 from splitwiser_lab.lab.dashboard.source import Knob
 from splitwiser_lab.lab.dashboard.stretches import Stretches
 from splitwiser_lab.measure.monitor import Monitor
