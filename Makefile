@@ -1,6 +1,6 @@
 # Every target does its own set-up (bootstrap.py, into .venv); pass arguments on with ARGS: make test ARGS="-k pool"
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-colab test-vllm picture lab vllm lint format clean distclean
+.PHONY: help setup model demo test test-colab test-vllm picture lab vllm lint format clean distclean
 
 PYTHON ?= $(shell command -v python3 || command -v python3.13 || command -v python3.12 || command -v python3.11 || echo python3)
 BIN := .venv/bin
@@ -11,7 +11,10 @@ help:  ## this list
 setup:  ## .venv with everything in it; a second run takes a moment
 	@$(PYTHON) bootstrap.py
 
-demo: setup  ## the same requests in every mode this machine can run: text, times, tokens checked
+model: setup  ## the model of the demo and the notebooks, fetched once; without it, whoever needs it tries again
+	@$(BIN)/splitwiser-lab fetch || echo "Going on without the model: it is fetched when it is first used."
+
+demo: model  ## the same requests in every mode this machine can run: text, times, tokens checked
 	@$(BIN)/splitwiser-lab demo $(ARGS)
 
 test: setup  ## all tests; those that need a GPU or a model that is not here say so and are skipped
@@ -30,11 +33,11 @@ test-colab: setup .venv-colab/ready  ## the lab's tests and notebook 04 with Col
 test-vllm: vllm  ## the vLLM pipeline with real vLLM on this machine's CPU: tokens equal in every mode
 	@SPLITWISER_LAB_NEED_VLLM=1 $(BIN)/python -m pytest tests/vllm $(ARGS)
 
-picture: setup  ## the README's picture of the live lab, taken by the browser that tests it
+picture: model  ## the README's picture of the live lab, taken by the browser that tests it
 	@$(BIN)/python -m pytest tests/browser $(ARGS)
 	@cp reports/browser/live.png data/pictures/live.png
 
-lab: setup  ## JupyterLab with the first notebook, on this machine only
+lab: model  ## JupyterLab with the first notebook, on this machine only
 	@$(BIN)/splitwiser-lab lab $(ARGS)
 
 vllm: setup .venv-vllm/ready  ## vLLM's CPU build in an environment of its own (3.5 GB), for its pipeline and its row in the bench

@@ -52,6 +52,7 @@ def test_compare_prints_the_table_and_writes_the_figures(model: str, tmp_path: P
         (["compare", "--modes", "warp"], "unknown mode 'warp'"),
         (["compare", "--device", "tpu"], "device 'tpu' is not supported"),
         (["compare", "--workload", "nowhere.csv"], "nowhere.csv"),
+        (["fetch", "no-such-model"], "unknown model 'no-such-model'"),
         (["lab", "nowhere.ipynb"], "no notebook 'nowhere.ipynb'"),
     ],
 )
@@ -66,6 +67,13 @@ def test_errors_end_with_their_message_and_status_1(
     printed = capsys.readouterr()
     assert ended.value.code == 1
     assert said in " ".join(printed.err.split()) and "Traceback" not in printed.err
+
+
+def test_fetch_says_where_the_model_lies(model: str, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.setattr(sys, "argv", ["splitwiser-lab", "fetch", model])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert not ended.value.code and model in capsys.readouterr().out
 
 
 def test_lab_binds_to_loopback_with_a_token(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import ast
 import importlib.util
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -179,6 +180,19 @@ class TestSetUp:
         assert not version and "apt install python3-venv" in reason
         assert "does not start" in bootstrap.probe(str(tmp_path / "none"))[1]
         assert bootstrap.probe(sys.executable) == (tuple(sys.version_info[:3]), "")
+
+    @pytest.mark.skipif(shutil.which("make") is None, reason="there is no make")
+    @pytest.mark.parametrize("target", ["lab", "demo"])
+    def test_make_fetches_the_model_first_and_goes_on_without_it(self, tmp_path: Path, target: str):
+        (tmp_path / "bin").mkdir()
+        program = tmp_path / "bin" / "splitwiser-lab"
+        program.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/told\n[ "$1" != fetch ]\n')
+        program.chmod(0o755)
+        words = ["make", "-f", str(ROOT / "Makefile"), target, "PYTHON=true", f"BIN={program.parent}"]
+        done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        assert (tmp_path / "told").read_text().split() == ["fetch", target]
+        assert "fetched when it is first used" in done.stdout
 
 
 class TestFiles:

@@ -1,4 +1,4 @@
-"""The command line: `splitwiser-lab doctor | demo | compare | bench | reproduce | ncu | record | trace | lab`."""
+"""The command line, `splitwiser-lab`: doctor, fetch, demo, compare, bench, reproduce, ncu, record, trace, lab."""
 
 from __future__ import annotations
 

