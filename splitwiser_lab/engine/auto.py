@@ -69,7 +69,7 @@ class Governor:
             return None
         self._queue, self._looked = queue, now
         self._learn()
-        load = self._load()
+        load = self._load(now)
         rates = self._book.rates(now)
         decision = decide(self._candidates, rates, load, self._current, self._limit_ms)
         if load.decoding or load.prefill_tokens:
@@ -98,16 +98,17 @@ class Governor:
             self._book.learn(span, self._current if span.start >= since else self._before)
             self._last = span
 
-    def _load(self) -> Load:
+    def _load(self, now: float) -> Load:
         """What can run now; prompts for which there is no room are not at hand."""
         scheduler = self._core.scheduler
         decoding = waiting = tokens = answers = 0
+        stalled = 0.0
         self._lengths.look(scheduler.running)
         for request in scheduler.running:
             answers += self._lengths.left(request)
             behind = len(request.prompt) + len(request.output) - request.computed
             if request.output and behind <= 1:
-                decoding += 1
+                decoding, stalled = decoding + 1, max(stalled, now - request.token_times[-1])
             else:
                 waiting, tokens = waiting + 1, tokens + behind
         room = scheduler.pages.free - len(scheduler.running)
@@ -117,7 +118,7 @@ class Governor:
             if room < 0 and waiting + decoding:
                 break
             waiting, tokens, answers = waiting + 1, tokens + request.length, answers + self._lengths.left(request)
-        return Load(decoding, waiting, tokens, answers)
+        return Load(decoding, waiting, tokens, answers, stalled)
 
     def explain(self) -> str:
         """What runs and why, what was predicted of every choice, and what is not among them."""
@@ -136,6 +137,8 @@ class Governor:
             if self._compared is not decision:
                 lines.append(f"When both phases last had work: {self._compared.reason}.")
             lines += [f"- {prediction}" for prediction in self._compared.predictions]
+        else:
+            lines.append(f"It can choose among {', '.join(candidate.label for candidate in self._candidates)}.")
         lines += [f"- {mode} is no choice: {why}." for mode, why in self._left_out.items()]
         return "\n".join(lines)
 

@@ -14,7 +14,7 @@ from splitwiser_lab.lanes.support import LaneKind
 
 TURNS = Candidate("sequential", "turns")
 _SPLITS = (0.25, 0.375, 0.5)  # parts of the SMs for decode that are worth trying
-_CHUNKS = (0.5, 1, 2, 4)  # times the usual tokens of a mixed batch
+_CHUNKS = (0.5, 1, 1.5, 2, 4)  # times the usual tokens of a mixed batch
 # What an H200 left of both phases (2048 tokens beside 32 requests at 1024, a model of 1B); measuring replaces it.
 _PRIORS = {
     "streams": Candidate("streams", "split", {}, Shares(0.84, 0.27), divides=False),

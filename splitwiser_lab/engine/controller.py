@@ -6,10 +6,13 @@ sum is the overlap gain: above 1, doing both at once beats taking turns.
 
     taking turns   prefill 1, decode 0 while prompts wait: the stall is the whole prefill
     mixed batches  both below 1; the gap between two tokens is the time of a mixed batch
-    split lanes    both below 1; the gap is the decode step, slowed down
+    split lanes    both below 1; the gap is two slow decode steps: a request handed over just after one
+                   began waits for it to end, and then for its own
 
-The limit on that gap comes first. Among those that keep it, a short queue wants its first tokens soon, and
-throughput counts for little: the highest prefill rate wins. A long queue, or no limit, wants the most worth.
+The limit on that gap comes first, with a tenth to spare; with half of it where phases take turns, for while decode
+stalls the next prompt may come, and nothing can be changed before this one is done. Among those that keep it, a
+short queue wants its first tokens soon, and throughput counts for little: the highest prefill rate wins. A long
+queue, or no limit, wants the most worth.
 
 Decoding early is worth less than it looks when many prompts wait: a step over 4 requests costs nearly as
 much as one over 32, so a token decoded now saves only its part of a fuller step later. And decode counts for
@@ -25,7 +28,7 @@ from typing import Any, Literal
 
 Kind = Literal["turns", "mixed", "split"]
 MARGIN = 0.05  # a change must promise this much more than what runs now
-SPARE = 0.1  # of the limit is kept for what no prediction knows of
+SPARE = {"turns": 0.5, "mixed": 0.1, "split": 0.1}  # of the limit, kept for what no prediction knows of
 LONG_QUEUE_SECONDS = 0.2  # of prefill at the rate alone: from here on throughput decides
 
 
@@ -70,13 +73,15 @@ class Candidate:
 class Load:
     """The work at hand: requests decoding, requests whose prompt is not done, and the tokens of those prompts.
 
-    `decode_tokens` are those that all of them together are expected to write yet; None for more than matters.
+    `decode_tokens` are those that all of them together are expected to write yet; None for more than matters. One
+    of those that decode has its last token since `stalled` seconds.
     """
 
     decoding: int
     waiting: int
     prefill_tokens: int
     decode_tokens: int | None = None
+    stalled: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -119,6 +124,10 @@ class Prediction:
     worth: float
     verdict: str = ""
 
+    def keeps(self, limit_ms: float | None) -> bool:
+        """Whether the gap stays within the limit, with something to spare."""
+        return limit_ms is None or self.gap_ms <= limit_ms * (1 - SPARE[self.candidate.kind])
+
     def __str__(self) -> str:
         known = "measured" if self.measured else "expected, not yet measured"
         decode = (
@@ -152,7 +161,7 @@ def decide(
     """Choose among `candidates`; the first one must take turns, and is the one to fall back to.
 
     With one phase alone at work, the whole device belongs to it. With both, the limit comes first: of those that
-    keep it with a tenth to spare, the one of most worth, or, while the queue is short, the one with the soonest first
+    keep it with something to spare, the one of most worth, or, while the queue is short, the one with the soonest first
     token; when none keeps it, the one with the shortest gap. What runs now stays unless another promises 5 % more.
     Raises ValueError when the first candidate does not take turns.
     """
@@ -177,9 +186,9 @@ def predict(candidate: Candidate, rates: Rates, load: Load) -> Prediction:
     step = rates.decode.at(load.decoding)
     shares = rates.shares.get(candidate.label) or _prior(candidate, rates, load)
     if candidate.kind == "turns":
-        gap = rates.prefill.at(load.prefill_tokens) + step
+        gap = load.stalled + rates.prefill.at(load.prefill_tokens) + step
     else:
-        gap = step * max(1 / max(shares.decode, 1e-9), shares.pause)
+        gap = step * max((2 if candidate.kind == "split" else 1) / max(shares.decode, 1e-9), shares.pause)
     full = load.decoding + load.waiting
     each = rates.decode.at(full) / full  # seconds a token in a full batch
     worth = shares.decode * min(1.0, each * load.decoding / max(step, 1e-9))
@@ -220,7 +229,7 @@ def _one_phase(turns: Candidate, load: Load, current: Candidate) -> Decision:
 def _best(
     predictions: tuple[Prediction, ...], load: Load, current: Candidate, limit_ms: float | None, short: bool
 ) -> Decision:
-    allowed = [p for p in predictions if limit_ms is None or p.gap_ms <= limit_ms * (1 - SPARE)]
+    allowed = [p for p in predictions if p.keeps(limit_ms)]
     running = next((p for p in predictions if p.candidate == current), predictions[0])
     if not allowed:
         assert limit_ms is not None
@@ -286,7 +295,8 @@ def _verdict(one: Prediction, best: Prediction, allowed: Sequence[Prediction], l
     if one.candidate == best.candidate:
         return "this is the choice"
     if one not in allowed and allowed:
-        return f"not chosen, as its gap leaves less than {SPARE:.0%} of the limit of {limit_ms:g} ms to spare"
+        spare = SPARE[one.candidate.kind]
+        return f"not chosen, as its gap leaves less than {spare:.0%} of the limit of {limit_ms:g} ms to spare"
     if not allowed:
         return f"not chosen, as its gap is not the shortest by {MARGIN:.0%}"
     return f"not chosen, as it does not promise {MARGIN:.0%} more than {best.candidate.label}"

@@ -1,6 +1,7 @@
 """Learning rates from the spans that the lanes record anyway: both phases alone, and what overlap leaves of them.
 
-Medians of recent spans, so that a slow first batch (a graph captured, a cache cold) does not count for long.
+Medians of recent spans, so that a slow first batch (a graph captured, a cache cold) does not count for long; of
+pauses the longest, since it is what a limit on gaps is about.
 """
 
 from __future__ import annotations
@@ -51,7 +52,8 @@ class RateBook:
                 samples.popleft()
             if len(samples) >= _TRUSTED:
                 seen = [share for _, share in samples]
-                shares[label] = Shares(*(median(part) for part in zip(*map(astuple, seen), strict=True)))
+                prefill, decode, _ = (median(part) for part in zip(*map(astuple, seen), strict=True))
+                shares[label] = Shares(prefill, decode, max(share.pause for share in seen))
         return Rates(self._prefill.line(), self._decode.line(), shares)
 
     def chosen(self) -> None:

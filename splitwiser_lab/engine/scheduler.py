@@ -16,16 +16,22 @@ from typing import Any, Protocol
 from splitwiser_lab.engine.pages import PageAllocator
 from splitwiser_lab.engine.request import Request
 from splitwiser_lab.model.batch import Batch, Sequence
+from splitwiser_lab.model.graph_shapes import MIXED_ROWS
 from splitwiser_lab.timeline import Phase
 
 
 @dataclass(frozen=True)
 class Limits:
-    """At most so many requests at once, and so many tokens in a prefill batch (a longer prompt goes alone)."""
+    """At most so many requests at once, and so many tokens in a prefill batch (a longer prompt goes alone).
+
+    A mixed batch has up to `chunk_tokens`, of which decode tokens count in multiples of `decode_step`: a GPU pads
+    them to that many, and what the padding takes is no room for prompts.
+    """
 
     max_requests: int
     prefill_tokens: int
     chunk_tokens: int
+    decode_step: int = 1
 
     def with_options(self, options: Mapping[str, Any]) -> Limits:
         """These, but for what the options of a mode ask for."""
@@ -33,7 +39,7 @@ class Limits:
 
 
 _OPTIONS = {"max_batch": "max_requests", "prefill_tokens": "prefill_tokens", "chunk_tokens": "chunk_tokens"}
-DEFAULT_LIMITS = {"cpu": Limits(32, 512, 128), "cuda": Limits(256, 8192, 512)}
+DEFAULT_LIMITS = {"cpu": Limits(32, 512, 128), "cuda": Limits(256, 8192, 512, MIXED_ROWS)}
 
 
 @dataclass(frozen=True)
@@ -191,6 +197,7 @@ def mixed(scheduler: Scheduler, lane: str | None = None) -> Scheduled | None:
     Chunked prefill as in Sarathi-Serve (Agrawal et al., arXiv 2403.02310). A quarter of the budget is the
     prompts' even where decode tokens use it up, or many requests decoding would keep others from starting.
     """
-    decode, budget = scheduler.next_decode(lane), scheduler.limits.chunk_tokens
-    budget = max(budget - len(decode), budget // 4, 1)
+    decode, limits = scheduler.next_decode(lane), scheduler.limits
+    taken = -(-len(decode) // limits.decode_step) * limits.decode_step
+    budget = max(limits.chunk_tokens - taken, limits.chunk_tokens // 4, 1)
     return _batch(decode, scheduler.next_prefill(budget, True, lane))

@@ -10,12 +10,17 @@ from splitwiser_lab.model.paged import Shape
 ROWS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 80, 96, 128, 160, 192, 224, 256)
 _ROWS_STEP = 128  # beyond those
 MOST_TOKENS = 8192  # of prompts in a graph: with more, launching kernels one by one costs nothing to speak of
+MIXED_ROWS = 32  # decoding rows beside prompts are padded to multiples of this
+_MIXED_TOTALS = (128, 192, 256, 384, 512, 640, 768, 1024, 1280, 1536, 2048)  # rows and tokens of mixed batches
+_MIXED_STEP = 512  # beyond those
 _LEAST_PROMPTS = 4  # to pick a token after fewer prompts costs the same
 _USUAL_TOKENS = 4096  # of prompts in a batch: larger ones are rare, and long enough to hide what a graph saves
 
 
 def padded(shape: Shape) -> Shape:
     """The shape of the graph for a batch of this one."""
+    if shape.rows and shape.tokens:
+        return _padded_mixed(shape)
     fitting = next((rows for rows in ROWS if rows >= shape.rows), -(-shape.rows // _ROWS_STEP) * _ROWS_STEP)
     return Shape(fitting if shape.rows else 0, _padded_tokens(shape.tokens), _padded_prompts(shape.prompts))
 
@@ -43,9 +48,20 @@ class UsualWork:
             yield shape
 
     def _mixed(self) -> Iterator[Shape]:
-        """A full budget: all that decode, and a chunk of a prompt that fills it up."""
-        for rows in (rows for rows in ROWS if rows < self.mixed_tokens and self.mixed_tokens <= MOST_TOKENS):
-            yield padded(Shape(rows, self.mixed_tokens - rows, 1))
+        """Full budgets and what is left over of prompts, beside any number of decoding rows."""
+        totals = [total for total in _MIXED_TOTALS if total < self.mixed_tokens <= MOST_TOKENS]
+        if 0 < self.mixed_tokens <= MOST_TOKENS:
+            totals.append(self.mixed_tokens)
+        for rows in range(MIXED_ROWS, min(self.rows, ROWS[-1]) + MIXED_ROWS, MIXED_ROWS):
+            yield from (padded(Shape(rows, total - rows, 1)) for total in totals if total > rows)
+
+
+def _padded_mixed(shape: Shape) -> Shape:
+    """Few sizes for rows and tokens together, since it is their sum that the matrix products see."""
+    rows = -(-shape.rows // MIXED_ROWS) * MIXED_ROWS
+    least = rows + shape.tokens
+    total = next((size for size in _MIXED_TOTALS if size >= least), -(-least // _MIXED_STEP) * _MIXED_STEP)
+    return Shape(rows, total - rows, _padded_prompts(shape.prompts))
 
 
 def _padded_tokens(tokens: int) -> int:

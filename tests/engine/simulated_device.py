@@ -135,6 +135,11 @@ class Run:
     def itl_p99(self) -> float:
         return float(np.percentile(self.gaps, 99))
 
+    def within(self, limit_ms: float) -> float:
+        """Part of the requests whose 99th percentile of gaps keeps the limit."""
+        each = [[b - a for a, b in pairwise(r.token_times)] for r in self.requests]
+        return float(np.mean([not gaps or np.percentile(gaps, 99) * 1e3 <= limit_ms for gaps in each]))
+
     @property
     def itl_max(self) -> float:
         return max(self.gaps)
@@ -164,7 +169,7 @@ def simulate(
     for module in (core, auto):
         patch.setattr(module, "time", device)
     patch.setattr(core, "wait_any", wait_any)
-    limits = Limits(256, 8192, 512)
+    limits = Limits(256, 8192, 512, decode_step=32)
     engine = Core(PageAllocator(20_000, 32), limits, lambda r: None if r.wants_more else "length")
     main = SimulatedLane(device, "main")
     switches = [(one, _switch(device, main, one, truth, limits)) for one in candidates]
@@ -195,6 +200,5 @@ def _switch(device: Device, main: SimulatedLane, one: Candidate, truth: Truth, l
         left = truth[one.label]
         share = left.prefill if name == "prefill" else left.decode
         stations.append(Station(SimulatedLane(device, name, share if one.divides else 1.0, share), policy))
-    chunk = one.options.get("chunk_tokens", limits.chunk_tokens)
-    asked = Limits(limits.max_requests, limits.prefill_tokens, chunk)
+    asked = limits.with_options(one.options)
     return ModeSwitch(ModeChange(0.0, "auto", {}, one.label), stations, asked, {})

@@ -99,11 +99,11 @@ def test_lanes_that_do_not_start_are_left_out_and_named(
 def test_the_choices_of_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(choices, "cores", lambda: [0, 1])
     found, left_out = candidates("cpu", 128)
-    chunks = [f"chunked (chunk_tokens={tokens})" for tokens in (64, 128, 256, 512)]
+    chunks = [f"chunked (chunk_tokens={tokens})" for tokens in (64, 128, 192, 256, 512)]
     assert [c.label for c in found] == ["sequential", *chunks, "processes"] and not left_out
     monkeypatch.setattr(choices, "cores", lambda: [0])
     found, left_out = candidates("cpu", 128)
-    assert len(found) == 5 and "one core" in left_out["processes"]
+    assert len(found) == 6 and "one core" in left_out["processes"]
 
 
 def modes(found: list[Candidate]) -> set[str]:

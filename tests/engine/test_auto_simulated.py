@@ -10,7 +10,7 @@ from simulated_device import Arrival, Device, Run, Truth, simulate
 from splitwiser_lab.engine.choices import _PRIORS, TURNS
 from splitwiser_lab.engine.controller import Candidate, Line, Shares
 
-CHUNKED = [Candidate("chunked", "mixed", {"chunk_tokens": tokens}) for tokens in (256, 512, 1024, 2048)]
+CHUNKED = [Candidate("chunked", "mixed", {"chunk_tokens": tokens}) for tokens in (256, 512, 768, 1024, 2048)]
 PARTITIONED = [
     Candidate("partitioned", "split", {"decode_sms": n}, Shares(0.97 * (1 - n / 132), 1.6 * n / 132))
     for n in (32, 48, 64)
@@ -58,9 +58,8 @@ CHAT = poisson(13.5, 150, (100, 2200), 150)
 def test_under_a_limit_chat_keeps_its_pace_and_its_first_tokens_come_soon() -> None:
     turns, found = serve(eight_b(), CHAT, only=TURNS), serve(eight_b(), CHAT, limit=30)
     assert turns.itl_p99 > 45, "the load is one where taking turns breaks the limit"
-    assert found.itl_p99 <= 30
-    assert found.itl_p99 <= 0.6 * turns.itl_p99 and found.ttft_p50 <= 1.4 * turns.ttft_p50
-    assert found.seconds.get(STREAMS.label, 0) > 0.3 * found.ended, found.seconds
+    assert found.within(30) >= 0.99 > 0.3 > turns.within(30), "request by request"
+    assert found.itl_p99 <= 0.5 * turns.itl_p99 and found.ttft_p50 <= 1.4 * turns.ttft_p50
 
 
 def test_short_prompts_beside_a_big_batch_are_done_at_once() -> None:
@@ -77,8 +76,8 @@ def test_long_prompts_at_a_high_rate_are_done_as_soon_as_in_the_best_mode(output
     fixed = {one.label: serve(eight_b(), arrivals, only=one) for one in (TURNS, CHUNKED[1], PARTITIONED[2], STREAMS)}
     free, limited = serve(eight_b(), arrivals), serve(eight_b(), arrivals, limit=30)
     assert free.ended <= 1.05 * min(run.ended for run in fixed.values())
-    assert limited.ended <= 1.05 * min(run.ended for run in fixed.values() if run.itl_p99 <= 30)
-    assert limited.itl_p99 <= 30 < fixed["sequential"].itl_max
+    assert limited.ended <= 1.05 * min(run.ended for run in fixed.values() if run.within(30) >= 0.99)
+    assert limited.within(30) >= 0.98 and limited.itl_max < 150 < 5000 < fixed["sequential"].itl_max
 
 
 def test_a_device_kept_full_by_both_phases_is_done_sooner_than_in_any_one_mode() -> None:
@@ -89,11 +88,11 @@ def test_a_device_kept_full_by_both_phases_is_done_sooner_than_in_any_one_mode()
 
 
 def test_a_measured_loser_is_left_for_the_next_best() -> None:
-    """Partitions lose here, whatever was expected of them; streams do not."""
+    """Partitions lose here, whatever was expected of them; mixed batches do not."""
     poor = {**TRUTH, **{one.label: Shares(0.4, 0.45) for one in PARTITIONED}}
     arrivals = poisson(20, 150, (1500, 2500), 100)
     found = serve(eight_b(), arrivals, limit=30, truth=poor)
-    assert max(found.seconds, key=lambda label: found.seconds[label]) == STREAMS.label, found.seconds
+    assert max(found.seconds, key=lambda label: found.seconds[label]) == CHUNKED[2].label, found.seconds
     assert sum(found.seconds.get(one.label, 0.0) for one in PARTITIONED) < 0.2 * found.ended
     assert "(measured)" in found.governor.explain()
 
@@ -110,7 +109,7 @@ def test_when_one_phase_has_work_it_has_the_whole_device() -> None:
 def test_a_limit_out_of_reach_gets_what_comes_closest_and_stays_with_it() -> None:
     found = serve(eight_b(), CHAT, limit=3)
     both = {label: seconds for label, seconds in found.seconds.items() if label != "sequential"}
-    assert max(both, key=lambda label: both[label]) == PARTITIONED[2].label, found.seconds
+    assert max(both, key=lambda label: both[label]) == CHUNKED[0].label, found.seconds
     said = found.governor.explain()
     assert "no choice keeps the gap" in said
     assert found.itl_p99 < serve(eight_b(), CHAT, only=CHUNKED[1]).itl_p99

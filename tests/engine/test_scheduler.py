@@ -83,6 +83,14 @@ def test_mixed_puts_decode_first_and_fills_up_with_chunks() -> None:
     assert fold(mixed(scheduler)) == [(0, 1), (1, 1), (2, 1)]
 
 
+def test_what_a_gpu_pads_decode_to_is_no_room_for_prompts() -> None:
+    scheduler = scheduler_of(chunk_tokens=24, decode_step=8)
+    scheduler.add(request(0, 4))
+    assert fold(mixed(scheduler)) == [(0, 4)], "with nothing to decode the budget is the prompts'"
+    scheduler.add(request(1, 40))
+    assert fold(mixed(scheduler)) == [(0, 1), (1, 16)]
+
+
 def test_chunks_ask_for_a_token_only_at_the_end_of_the_prompt() -> None:
     scheduler = scheduler_of()
     scheduler.add(request(0, 25))

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from splitwiser_lab.model.batch import Batch
-from splitwiser_lab.model.graph_shapes import MOST_TOKENS, ROWS, UsualWork, padded
+from splitwiser_lab.model.graph_shapes import MIXED_ROWS, MOST_TOKENS, UsualWork, padded
 from splitwiser_lab.model.paged import ITEM, PagedInput, Shape, pack
 
 
@@ -29,8 +29,17 @@ def test_every_usual_batch_finds_its_shape_made() -> None:
     made = set(UsualWork(rows=256, prefill_tokens=8192, mixed_tokens=512).shapes())
     assert {padded(Shape(rows)) for rows in range(1, 257)} <= made
     assert {padded(Shape(0, tokens, prompts)) for tokens in range(4, 4097) for prompts in (1, 2, 4)} <= made
-    assert {padded(Shape(rows, 512 - rows, 1)) for rows in ROWS} <= made
-    assert len(made) < 70, "each costs some tens of milliseconds and some memory"
+    for rows in range(1, 257):
+        room = 512 - -(-rows // MIXED_ROWS) * MIXED_ROWS  # what the scheduler leaves for prompts
+        assert {padded(Shape(rows, tokens, prompts)) for tokens in range(2, room + 1) for prompts in (1, 2)} <= made
+    assert len(made) < 80, "each costs some tens of milliseconds and some memory"
+
+
+def test_a_full_mixed_batch_is_padded_to_its_budget_and_no_further() -> None:
+    for rows in (1, 18, 32, 100, 200):
+        taken = padded(Shape(rows, 64, 1)).rows
+        full = padded(Shape(rows, 512 - taken, 1))
+        assert full.rows + full.tokens == 512 and full.rows < rows + MIXED_ROWS
 
 
 def test_what_a_lane_is_not_given_is_not_made() -> None:
@@ -38,7 +47,7 @@ def test_what_a_lane_is_not_given_is_not_made() -> None:
     assert all(not shape.tokens for shape in UsualWork(rows=20).shapes()) and len(UsualWork(rows=20).shapes()) == 6
     assert all(not shape.rows for shape in UsualWork(prefill_tokens=300).shapes())
     assert max(shape.tokens for shape in UsualWork(prefill_tokens=300).shapes()) == 320
-    assert UsualWork(mixed_tokens=MOST_TOKENS + 1).shapes() == []
+    assert UsualWork(rows=0, mixed_tokens=MOST_TOKENS + 1).shapes() == []
 
 
 @pytest.mark.parametrize("shape", UsualWork(rows=64, prefill_tokens=600, mixed_tokens=256).shapes(), ids=str)
