@@ -1,6 +1,6 @@
 """Where the time of a piece of work goes, operator by operator, by PyTorch's own profiler.
 
-Ours and a peer's are told apart by the names of the operators alone, so that the same rule holds for both.
+Operators and GPU kernels, ours and a peer's, are told apart by their names alone: the same rule holds for all.
 """
 
 from __future__ import annotations
@@ -10,12 +10,14 @@ from collections.abc import Callable, Iterable
 OpTimes = list[tuple[str, float]]  # name, and seconds in it less those in the operators that it called
 
 KINDS = ("matrix products", "attention", "everything else")
-_PRODUCTS = ("linear", "gemm", "matmul", "::mm", "::bmm", "::addmm", "onednn_mm", "woq", "packed_mm")
-_ATTENTION = ("attention", "attn", "flash")
+_NVIDIA = ("gemm", "gemv", "cublas", "cutlass", "nvjet", "xmma", "splitk")  # kernels of its libraries
+_PRODUCTS = ("linear", "matmul", "::mm", "::bmm", "::addmm", "onednn_mm", "woq", "packed_mm", *_NVIDIA)
+_OURS = ("decode_kernel", "prefill_kernel")  # of model.triton_attention
+_ATTENTION = ("attention", "attn", "flash", "fmha", "sdpa", *_OURS)
 
 
 def kind_of(name: str) -> str:
-    """Which of `KINDS` an operator of this name belongs to."""
+    """Which of `KINDS` an operator or a GPU kernel of this name belongs to."""
     name = name.lower()
     if "reshape_and_cache" in name or "cache_update" in name:  # keys and values on their way to the pages
         return KINDS[2]

@@ -105,9 +105,9 @@ def measure_limit(
     shape = Shape(prefill_tokens, decode_batch, context)
     for number in range(repeats + 1):
         window = seconds if number else WARM_UP_SECONDS
-        whole, lane = (rates_alone(engine, shape, window, where) for where in ("sequential", mode))
+        limit = limit_in(engine, mode, shape, window, rates_alone(engine, shape, window))
         if number:  # round 0 warms up
-            limits.append(lane[0] / whole[0] + lane[1] / whole[1])
+            limits.append(limit)
     engine.set_mode(before)
     return limits
 
@@ -122,6 +122,12 @@ def overlap_in(engine: Engine, mode: str, shape: Shape, seconds: float, alone: t
     """Both phases in `mode` (as `ModeSpec.parse` reads it), against `rates_alone` of a moment before."""
     ModeSpec.parse(mode).set(engine)
     return Overlap(mode, *alone, *_run(engine, "both", shape, seconds))
+
+
+def limit_in(engine: Engine, mode: str, shape: Shape, seconds: float, alone: tuple[float, float]) -> float:
+    """One round of `measure_limit`, against `rates_alone` of a moment before; leaves the engine in `mode`."""
+    lane = rates_alone(engine, shape, seconds, mode)
+    return lane[0] / alone[0] + lane[1] / alone[1]
 
 
 def median_gain(measured: Sequence[Overlap]) -> float:

@@ -26,7 +26,7 @@ from splitwiser_lab.predict.ceilings import Ceilings, measure_ceilings
 from splitwiser_lab.predict.work import parts_of, work
 from splitwiser_lab.timeline import Phase
 
-_WARM_UP = 3  # batches: the first compile kernels and capture graphs
+WARM_UP = 3  # batches: the first compile kernels and capture graphs
 _STEADY_RUNS = 160
 _SIDE = 8192  # of the matrices
 _READ_BYTES = 1 << 32
@@ -93,11 +93,7 @@ def _steady_seconds(run: Callable[[], object]) -> float:
 
 def prefill_rate(engine: Engine, tokens: int, batch: int = 1, repeats: int = 10) -> PhaseRate:
     """Prefill of `batch` prompts of so many tokens in one batch. Raises RequestError when they do not fit."""
-    draw = random.Random(0)
-    tables = _tables(engine, [tokens] * batch)
-    prompts = [[draw.randrange(engine.config.vocab_size) for _ in range(tokens)] for _ in tables]
-    whole = Batch([], [Part(p, 0, table, GREEDY) for p, table in zip(prompts, tables, strict=True)])
-    return _rate(engine, "prefill", [whole] * (repeats + _WARM_UP), tokens)
+    return _rate(engine, "prefill", prefill_batches(engine, tokens, batch, repeats + WARM_UP), tokens)
 
 
 def decode_rate(engine: Engine, batch: int, context: int, repeats: int = 50, ragged: bool = True) -> PhaseRate:
@@ -106,6 +102,19 @@ def decode_rate(engine: Engine, batch: int, context: int, repeats: int = 50, rag
     With `ragged`, contexts are drawn evenly from half to one and a half of `context` and make the same sum.
     Raises RequestError when they do not fit into the pool.
     """
+    return _rate(engine, "decode", decode_batches(engine, batch, context, repeats + 1 + WARM_UP, ragged), context)
+
+
+def prefill_batches(engine: Engine, tokens: int, batch: int, count: int) -> list[Batch]:
+    """`count` times the same `batch` prompts of so many tokens, to give to a lane one after the other."""
+    draw = random.Random(0)
+    tables = _tables(engine, [tokens] * batch)
+    prompts = [[draw.randrange(engine.config.vocab_size) for _ in range(tokens)] for _ in tables]
+    return [Batch([], [Part(p, 0, table, GREEDY) for p, table in zip(prompts, tables, strict=True)])] * count
+
+
+def decode_batches(engine: Engine, batch: int, context: int, count: int, ragged: bool) -> list[Batch]:
+    """`count` steps of the same sequences, to give to a lane one after the other."""
     contexts = _ragged(batch, context) if ragged else [context] * batch
     tables = _tables(engine, contexts)
 
@@ -118,7 +127,7 @@ def decode_rate(engine: Engine, batch: int, context: int, repeats: int = 50, rag
         ahead = lane.depth > 1
     finally:
         lane.close()
-    return _rate(engine, "decode", [step(1), *[step(PENDING if ahead else 1)] * (repeats + _WARM_UP)], context)
+    return [step(1), *[step(PENDING if ahead else 1)] * (count - 1)]
 
 
 def _ragged(batch: int, context: int) -> list[int]:
@@ -145,22 +154,8 @@ def _tables(engine: Engine, lengths: Sequence[int]) -> list[list[int]]:
     return [[deck.pop() for _ in range(count)] for count in need]
 
 
-def _rate(engine: Engine, phase: Phase, batches: list[Batch], tokens: int) -> PhaseRate:
-    lane = engine.new_lane("inline", "phase")
-    try:
-        lane.start()
-        ends = _run(lane, batches)
-    finally:
-        lane.close()
-    seconds = [after - before for before, after in pairwise(ends[_WARM_UP - 1 :])]
-    one = batches[-1]
-    load = work(engine.config, parts_of(one), engine.dtype.itemsize)
-    shape = (phase, len(one.sequences), tokens)
-    return PhaseRate(*shape, median(seconds), min(seconds), max(seconds), len(seconds), load.flops, load.bytes)
-
-
-def _run(lane: Lane, batches: list[Batch]) -> list[float]:
-    """When each batch ended, in seconds on the host's clock."""
+def run_batches(lane: Lane, batches: Sequence[Batch]) -> list[float]:
+    """Run them in a row, each submitted as early as the lane allows: when each ended, in the host's seconds."""
     ends: list[float] = []
     under_way: deque[Ticket] = deque()
     for batch in batches:
@@ -168,3 +163,17 @@ def _run(lane: Lane, batches: list[Batch]) -> list[float]:
             ends.append(under_way.popleft().result().end)
         under_way.append(lane.submit(batch))
     return ends + [ticket.result().end for ticket in under_way]
+
+
+def _rate(engine: Engine, phase: Phase, batches: list[Batch], tokens: int) -> PhaseRate:
+    lane = engine.new_lane("inline", "phase")
+    try:
+        lane.start()
+        ends = run_batches(lane, batches)
+    finally:
+        lane.close()
+    seconds = [after - before for before, after in pairwise(ends[WARM_UP - 1 :])]
+    one = batches[-1]
+    load = work(engine.config, parts_of(one), engine.dtype.itemsize)
+    shape = (phase, len(one.sequences), tokens)
+    return PhaseRate(*shape, median(seconds), min(seconds), max(seconds), len(seconds), load.flops, load.bytes)
