@@ -21,7 +21,9 @@ def bench(
     json_file: Json = None,
     suite: Annotated[str, typer.Option(help="phases (any machine), or gpu: its sections are chosen below.")] = "phases",
     shapes: Annotated[str, typer.Option(help="gpu: models, comma-separated; shapes have random weights.")] = "",
-    sections: Annotated[str, typer.Option(help="gpu: efficiency,overlap,sweep,peers,hostbound; empty: all.")] = "",
+    sections: Annotated[
+        str, typer.Option(help="gpu: efficiency,overlap,sweep,peers,kernels,hostbound; empty: all.")
+    ] = "",
     seconds: Annotated[float, typer.Option(help="gpu: end within this time, whatever is then left out.")] = 500.0,
     record: Annotated[Path | None, typer.Option(help="gpu: a folder for recordings of the sweep.")] = None,
     ttft_ms: Annotated[float, typer.Option(help="gpu: limit of the time to the first token, for goodput.")] = 500.0,

@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 import splitwiser_lab as sl
 from splitwiser_lab.cli import app
+from splitwiser_lab.measure.gpu_suite.job import summary
 from splitwiser_lab.measure.gpu_suite.join import join
 from splitwiser_lab.measure.gpu_suite.token_gaps import Differences, add_token_rows
 from splitwiser_lab.measure.reference import Reference
@@ -65,6 +66,27 @@ def test_parts_are_joined_sample_by_sample(parts: list[Path], tmp_path: Path) ->
     assert len(rows[0.5, "sequential"]["goodput"]["samples"]) == 2
     assert len(rows[0.5, "chunked"]["goodput"]["samples"]) == 1
     assert [part["file"] for part in found["joined"]] == ["a.json", "b.json"] and found["verdicts"]
+
+
+def test_phases_and_limits_of_two_calls_are_joined(parts: list[Path], tmp_path: Path) -> None:
+    def part(name: str, ms: float, limit: dict[str, Any] | None) -> Path:
+        case = {"phase": "prefill", "batch": 1, "tokens": 64, "lengths": "equal"}
+        rate = {"rate": summary([1 / ms]), "share": summary([0.5]), "ms": summary([ms])}
+        times = {f"{kind}_ms": summary([ms]) for kind in ("products", "attention", "rest", "undisturbed")}
+        rows = {
+            "efficiency": {**case, **rate, "unit": "FLOP/s"},
+            "kernels": {**case, **times, "ms": summary([ms]), "idle_ms": None, "longest_ms": {"gemm": ms}},
+            "overlap": {"load": "l", "mode": "mps", "gain": summary([ms]), "limit": limit},
+        }
+        document = json.loads(parts[0].read_text())
+        document["sections"] = {s: {"tiny-llama": {"rows": [row], "left_out": []}} for s, row in rows.items()}
+        (tmp_path / name).write_text(json.dumps(document))
+        return tmp_path / name
+
+    joined = join([part("a", 2.0, None), part("b", 4.0, summary([1.3])), part("c", 6.0, None)]).document["sections"]
+    [phase], [times], [overlap] = (joined[s]["tiny-llama"]["rows"] for s in ("efficiency", "kernels", "overlap"))
+    assert phase["ms"]["samples"] == times["products_ms"]["samples"] == overlap["gain"]["samples"] == [2.0, 4.0, 6.0]
+    assert phase["rate"]["samples"] == [1 / 2, 1 / 4, 1 / 6] and overlap["limit"]["samples"] == [1.3]
 
 
 def test_other_rates_are_refused(parts: list[Path]) -> None:

@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 import splitwiser_lab as sl
 from splitwiser_lab.cli import app
+from splitwiser_lab.measure.gpu_suite import overlap_map as overlap_module
 from splitwiser_lab.measure.gpu_suite import suite as suite_module
 from splitwiser_lab.measure.gpu_suite.job import summary
 from splitwiser_lab.measure.gpu_suite.plan import SECTIONS, SMALL, ChatLimits
@@ -78,6 +79,24 @@ class TestWhole:
         for row in rows:
             assert 0 < row["share"]["low"] <= row["share"]["median"] <= row["share"]["high"] < 1
             assert row["rate"]["median"] == pytest.approx(row["share"]["median"] * row["ceiling"])
+
+    def test_each_phase_is_divided_by_kind_and_judged_by_its_ceilings(self, whole: Suite) -> None:
+        sections = whole.to_dict()["sections"]
+        keys = ("phase", "batch", "tokens", "lengths")
+        rows = sections["kernels"]["tiny-llama"]["rows"]
+        assert [[r[k] for k in keys] for r in rows] == [
+            [r[k] for k in keys] for r in sections["efficiency"]["tiny-llama"]["rows"]
+        ]
+        for row in rows:
+            parts = sum(row[f"{kind}_ms"]["median"] for kind in ("products", "attention", "rest"))
+            assert parts == pytest.approx(row["ms"]["median"]) and row["idle_ms"] is None, "a CPU's idle is not known"
+            assert 0 < row["products_share"]["median"] < 1 and row["longest_ms"]
+            assert row["products_rate"]["median"] == pytest.approx(row["products_share"]["median"] * row["ceiling"])
+
+    def test_the_gain_has_a_limit_where_lanes_divide_the_machine(self, whole: Suite) -> None:
+        rows = {row["mode"]: row for row in whole.to_dict()["sections"]["overlap"]["tiny-llama"]["rows"]}
+        assert rows["chunked"]["limit"] is None
+        assert rows["processes"]["limit"]["median"] > 0 and len(rows["processes"]["gain"]["samples"]) == 2
 
     def test_each_mode_has_each_rate_with_all_rounds(self, whole: Suite) -> None:
         rows = [r for r in whole.to_dict()["sections"]["sweep"]["tiny-llama"]["rows"] if r["part"] == "rate"]
@@ -146,6 +165,41 @@ def test_a_mode_that_breaks_is_left_out_and_the_others_go_on(model: str, monkeyp
         assert any("the lane died" in item["why"] for item in found[section]["tiny-llama"]["left_out"])
 
 
+def test_a_limit_that_breaks_or_has_no_time_costs_only_itself(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any) -> float:
+        raise sl.LaneError("the lane died")
+
+    monkeypatch.setattr(overlap_module, "limit_in", broken)
+    found = Suite([model], ("overlap",), device="cpu", repeats=1, plan=PLAN).run().to_dict()["sections"]["overlap"]
+    rows = {row["mode"]: row for row in found["tiny-llama"]["rows"]}
+    assert rows["processes"]["gain"] and rows["processes"]["limit"] is None
+    assert any("limit of processes" in item["what"] for item in found["tiny-llama"]["left_out"])
+
+
+@pytest.mark.parametrize(
+    ("mode", "device", "does"),
+    [
+        ("partitioned:decode_sms=48", "cuda", True),
+        ("mps", "cuda", True),
+        ("processes", "cuda", False),
+        ("processes", "cpu", True),
+        ("streams", "cuda", False),
+        ("chunked:chunk_tokens=256", "cuda", False),
+        ("auto", "cuda", False),
+    ],
+)
+def test_which_modes_divide_the_device(mode: str, device: str, does: bool) -> None:
+    assert overlap_module.divides(mode, device) is does
+
+
+def test_profiling_comes_after_all_that_is_timed_in_this_process() -> None:
+    suite = Suite(("a", "b"), ("kernels", "overlap", "hostbound", "efficiency"), device="cpu")
+    assert suite._todo()[:6] == [
+        ("a", "efficiency"), ("a", "overlap"), ("b", "efficiency"), ("b", "overlap"), ("b", "kernels"), ("a", "kernels")
+    ]  # fmt: skip
+    assert [section for _, section in suite._todo()[6:]] == ["hostbound"]
+
+
 def test_it_ends_in_its_time_and_says_what_it_had_no_time_for(model: str) -> None:
     begun = time.monotonic()
     found = Suite([model], ("overlap", "sweep"), device="cpu", repeats=500, seconds=6, plan=PLAN).run().to_dict()
@@ -203,6 +257,43 @@ class TestVerdicts:
         assert "decode_sms=64" in self.judge("overlap", [rough, gentle, streams])[name].measured
         assert self.judge("overlap", [rough, streams])[name].reached is False
         assert self.judge("overlap", [gentle], "llama-3.1-8b-shape")[name].target.startswith("≥ 1.25")
+
+    def test_a_missed_gain_says_what_each_split_could_reach(self) -> None:
+        load = {"prefill_tokens": 2048, "decode_batch": 32, "context": 1024}
+        split = {**load, "mode": "partitioned:decode_sms=64", "gain": self.value(1.2), "limit": self.value(1.31)}
+        auto = {**load, "mode": "auto", "gain": self.value(1.21), "limit": None, "decode_slowdown": self.value(1.5)}
+        name = "overlap gain, partitioned or auto, 2048 with 32@1024"
+        rough = self.judge("overlap", [{**split, "decode_slowdown": self.value(1.6)}, auto])[name]
+        assert rough.reached is False
+        assert "alone on its SMs: partitioned:decode_sms=64 1.31; no decode step within 1.4×" in rough.bound
+        gentle = self.judge("overlap", [{**split, "decode_slowdown": self.value(1.3)}, auto])[name]
+        assert gentle.bound.endswith("decode_sms=64 1.31")
+        reached = {**split, "gain": self.value(1.3), "decode_slowdown": self.value(1.3)}
+        assert self.judge("overlap", [reached])[name].bound == ""
+
+    def test_a_missed_phase_says_where_its_time_goes(self) -> None:
+        case = {"phase": "decode", "batch": 32, "tokens": 1024, "lengths": "ragged"}
+        times = {"ms": 2.0, "undisturbed_ms": 1.6, "products_ms": 1.2, "attention_ms": 0.4, "rest_ms": 0.3}
+        shares = {"products_share": 0.88, "attention_share": 0.6}
+        kernels = {**case, **{name: self.value(value) for name, value in (times | shares).items()}}
+        kernels["idle_ms"] = self.value(0.1)
+        shape = "llama-3.2-1b-shape"
+
+        def judge(share: float, *rows: Any) -> Any:
+            sections = {"efficiency": [{**case, "share": self.value(share)}], "kernels": list(rows)}
+            document = {
+                "shapes": [shape],
+                "limits": {"ttft_ms": 500.0, "itl_ms": 30.0},
+                "sections": {name: {shape: {"rows": rows, "left_out": []}} for name, rows in sections.items()},
+            }
+            return next(verdict for verdict in verdicts(document) if verdict.figure.startswith("decode 32@1024"))
+
+        assert judge(0.57, {**kernels, "lengths": "equal"}, kernels).bound == (
+            "products at 88% of the ceiling: 60% of the time, attention at 60% of the ceiling: 20% of the time, "
+            "rest: 15% of the time, idle: 5% of the time (profiled, which takes 1.25× as long)"
+        )
+        assert judge(0.57).bound == "" and judge(0.7, kernels).bound == ""
+        assert "idle" not in judge(0.57, {**kernels, "idle_ms": None}).bound
 
     def test_goodput_is_judged_against_the_better_of_both_rivals(self) -> None:
         rows = [self.row("sequential", 4), self.row("chunked", 10), self.row("auto:itl_limit_ms=30", 12)]

@@ -25,8 +25,10 @@ _KEYS = {
     "overlap": ("load", "mode"),
     "sweep": ("part", "fraction", "mode"),
     "peers": ("peer",),
+    "kernels": ("phase", "batch", "tokens", "lengths"),
     "hostbound": ("processes", "sharing", "output"),
 }
+_IF_ANY = ("limit",)  # a call may have had no time for it
 _MUST_AGREE = ("rate", "requests", "prompt", "output")
 
 
@@ -104,14 +106,16 @@ def _add(rows: list[Row], row: Row, keys: tuple[str, ...], where: str) -> None:
         rows.append(json.loads(json.dumps(row)))
         return
     for name in _MUST_AGREE:
-        if same.get(name) != row.get(name):
+        if not isinstance(row.get(name), dict) and same.get(name) != row.get(name):
             what = ", ".join(str(row.get(key)) for key in keys)
             raise WorkloadError(
                 f"{where}, {what}: {name} is {same.get(name)} in one file and {row.get(name)} in another. Give later "
                 "calls the --capacity that the first one measured, so that all have the same rates."
             )
     for name, value in row.items():
-        if isinstance(value, dict) and "samples" in value and same.get(name):
+        if name in _IF_ANY and same.get(name) is None:
+            same[name] = value
+        elif isinstance(value, dict) and "samples" in value and same.get(name):
             same[name] = summary([*same[name]["samples"], *value["samples"]])
         elif name == "tokens_as_sequential":
             same[name] = min(same[name], value)

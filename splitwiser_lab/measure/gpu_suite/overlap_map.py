@@ -1,11 +1,18 @@
-"""Where co-location pays: overlap gain and slowdown of decode, for every mechanism, split and load."""
+"""Where co-location pays: overlap gain and slowdown of decode, for every mechanism, split and load.
+
+Beside the gain stands the most that it could be where each phase has a part of the device of its own: each phase
+alone on its part, over alone on the whole. What is missing is what the phases take from each other.
+"""
 
 from __future__ import annotations
 
 import time
 
+import torch
+
+from splitwiser_lab.engine.modes import MODES
 from splitwiser_lab.measure.gpu_suite.job import Job, split_modes, summary
-from splitwiser_lab.measure.overlap import WARM_UP_SECONDS, Overlap, Shape, overlap_in, rates_alone
+from splitwiser_lab.measure.overlap import WARM_UP_SECONDS, Overlap, Shape, limit_in, overlap_in, rates_alone
 
 
 def overlap_map(job: Job) -> None:
@@ -21,6 +28,7 @@ def overlap_map(job: Job) -> None:
 
 def _measure(job: Job, modes: list[str], shape: Shape, until: float) -> None:
     found: dict[str, list[Overlap]] = {mode: [] for mode in modes}
+    limits: dict[str, list[float]] = {}
     going, slowest = list(modes), 0.0
     for number in range(job.repeats + 1):  # round 0 warms up
         window = job.plan.overlap_seconds if number else WARM_UP_SECONDS
@@ -30,6 +38,8 @@ def _measure(job: Job, modes: list[str], shape: Shape, until: float) -> None:
             break
         begun = time.monotonic()
         alone = rates_alone(job.engine, shape, window)
+        alone_took = time.monotonic() - begun
+        last = number == job.repeats or (number and begun + 2 * slowest > until)
         for mode in list(going):
             before = len(job.left_out)
             with job.trying(f"{shape}: {mode}"):
@@ -38,13 +48,33 @@ def _measure(job: Job, modes: list[str], shape: Shape, until: float) -> None:
                     found[mode].append(overlap)
             if len(job.left_out) > before:
                 going.remove(mode)
+            elif last and mode not in limits and divides(mode, job.device):
+                limits[mode] = _limit(job, mode, shape, alone, until - alone_took)
         slowest = max(slowest, time.monotonic() - begun)
     for mode, overlaps in found.items():
         if overlaps:
-            _add(job, shape, mode, overlaps)
+            _add(job, shape, mode, overlaps, limits.get(mode, []))
 
 
-def _add(job: Job, shape: Shape, mode: str, overlaps: list[Overlap]) -> None:
+def divides(mode: str, device: str) -> bool:
+    """Whether each lane of `mode` has a part of `device` of its own, so that a limit of the gain can be measured."""
+    kinds = {kind for kind, _ in MODES[mode.partition(":")[0]].lanes.values()}
+    return bool(kinds & {"partition", "mps"}) or ("process" in kinds and torch.device(device).type == "cpu")
+
+
+def _limit(job: Job, mode: str, shape: Shape, alone: tuple[float, float], until: float) -> list[float]:
+    """Measured once, right after the gain in the same mode; nothing where it failed, or would begin after `until`."""
+    limits: list[float] = []
+    what = f"{shape}: the limit of {mode}"
+    if time.monotonic() > until:
+        job.skip(what, "no time")
+        return limits
+    with job.trying(what):
+        limits.append(limit_in(job.engine, mode, shape, job.plan.overlap_seconds, alone))
+    return limits
+
+
+def _add(job: Job, shape: Shape, mode: str, overlaps: list[Overlap], limits: list[float]) -> None:
     slowdowns = [overlap.decode_slowdown for overlap in overlaps]
     known = [slowdown for slowdown in slowdowns if slowdown is not None]
     job.add(
@@ -54,6 +84,7 @@ def _add(job: Job, shape: Shape, mode: str, overlaps: list[Overlap]) -> None:
         context=shape.context,
         mode=mode,
         gain=summary([overlap.gain for overlap in overlaps]),
+        limit=summary(limits) if limits else None,
         decode_slowdown=summary(known) if len(known) == len(slowdowns) else None,
         prefill_share=summary([overlap.prefill / overlap.prefill_alone for overlap in overlaps]),
         prefill_alone=summary([overlap.prefill_alone for overlap in overlaps]),

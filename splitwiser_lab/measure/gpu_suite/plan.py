@@ -7,10 +7,12 @@ from typing import Literal, get_args
 
 from splitwiser_lab.measure.overlap import Shape
 
-SectionName = Literal["efficiency", "overlap", "sweep", "peers", "hostbound"]
+SectionName = Literal["efficiency", "overlap", "sweep", "peers", "kernels", "hostbound"]
 SECTIONS: tuple[SectionName, ...] = get_args(SectionName)
 # How the time is divided: a section gets its part of what is left when it begins.
-WEIGHTS: dict[SectionName, float] = {"efficiency": 1, "overlap": 3, "sweep": 6, "peers": 3, "hostbound": 3}
+WEIGHTS: dict[SectionName, float] = {
+    "efficiency": 1, "overlap": 3, "sweep": 6, "peers": 3, "kernels": 1, "hostbound": 3
+}  # fmt: skip
 DEFAULT_SHAPES = ("llama-3.2-1b-shape", "llama-3.1-8b-shape")
 HOST_BOUND_SHAPE = "opt-125m-shape"
 

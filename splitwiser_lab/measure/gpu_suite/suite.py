@@ -18,6 +18,7 @@ from splitwiser_lab.measure.document import Document
 from splitwiser_lab.measure.gpu_suite.efficiency import efficiency
 from splitwiser_lab.measure.gpu_suite.host_bound import host_bound
 from splitwiser_lab.measure.gpu_suite.job import Job
+from splitwiser_lab.measure.gpu_suite.kernels import kernels
 from splitwiser_lab.measure.gpu_suite.overlap_map import overlap_map
 from splitwiser_lab.measure.gpu_suite.plan import (
     DEFAULT_SHAPES,
@@ -44,6 +45,7 @@ _RUNS: dict[SectionName, Callable[[Job], None]] = {
     "overlap": overlap_map,
     "sweep": sweep,
     "peers": rivals,
+    "kernels": kernels,
     "hostbound": host_bound,
 }
 
@@ -96,10 +98,7 @@ class Suite(Document):
     def run(self) -> Suite:
         """Run all sections on all shapes, one engine after the other; return itself."""
         end = time.monotonic() + self.seconds
-        with_engine: list[SectionName] = [s for s in SECTIONS if s in self.sections and s != "hostbound"]
-        todo = [(shape, section) for shape in self.shapes for section in with_engine]
-        if "hostbound" in self.sections:
-            todo.append((HOST_BOUND_SHAPE, "hostbound"))
+        todo = self._todo()
         engine: Engine | None = None
         try:
             for number, (shape, section) in enumerate(todo):
@@ -120,6 +119,20 @@ class Suite(Document):
                 engine.close()
             self._write()
         return self
+
+    def _todo(self) -> list[tuple[str, SectionName]]:
+        """Shapes with their sections, in order. A profiler may stay attached to the process, so it comes after all
+        that is timed here, with the last shape first, which is still loaded.
+        """
+        timed = [
+            section for section in SECTIONS if section in self.sections and section not in ("kernels", "hostbound")
+        ]
+        todo: list[tuple[str, SectionName]] = [(shape, section) for shape in self.shapes for section in timed]
+        if "kernels" in self.sections:
+            todo += [(shape, "kernels") for shape in reversed(self.shapes)]
+        if "hostbound" in self.sections:  # in processes of its own
+            todo.append((HOST_BOUND_SHAPE, "hostbound"))
+        return todo
 
     def verdicts(self) -> list[Verdict]:
         """The figures to reach, judged."""

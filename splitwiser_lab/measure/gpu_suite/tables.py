@@ -31,10 +31,25 @@ _COLUMNS: dict[str, dict[str, tuple[str, int, float]]] = {  # section: heading -
         "T/s": ("rate", 2, 1e-12),
         "% of ceiling": ("share", 0, 100),
     },
+    "kernels": {
+        "phase": ("phase", 0, 1),
+        "batch": ("batch", 0, 1),
+        "tokens": ("tokens", 0, 1),
+        "lengths": ("lengths", 0, 1),
+        "ms": ("ms", 3, 1),
+        "products": ("products_ms", 3, 1),
+        "attention": ("attention_ms", 3, 1),
+        "rest": ("rest_ms", 3, 1),
+        "idle": ("idle_ms", 3, 1),
+        "products, % of ceiling": ("products_share", 0, 100),
+        "attention, % of ceiling": ("attention_share", 0, 100),
+        "ms unprofiled": ("undisturbed_ms", 3, 1),
+    },
     "overlap": {
         "load": ("load", 0, 1),
         "mode": ("mode", 0, 1),
         "overlap gain": ("gain", 2, 1),
+        "at most": ("limit", 2, 1),
         "decode step × alone": ("decode_slowdown", 2, 1),
         "prefill share": ("prefill_share", 2, 1),
     },
@@ -95,9 +110,9 @@ def tables(suite: Suite | Joined) -> Iterator[Table]:
         for cells in left_out:
             table.add_row(*cells)
         yield table
-    table = Table("figure", "shape", "to reach", "measured", "verdict", title="figures to reach")
+    table = Table("figure", "shape", "to reach", "measured", "verdict", "what bounds it", title="figures to reach")
     for verdict in suite.verdicts():
-        table.add_row(verdict.figure, verdict.shape, verdict.target, verdict.measured, verdict.word)
+        table.add_row(verdict.figure, verdict.shape, verdict.target, verdict.measured, verdict.word, verdict.bound)
     yield table
 
 
@@ -115,7 +130,7 @@ def _table(title: str, caption: str, columns: dict[str, tuple[str, int, float]],
 def _cell(row: Row, entry: str, digits: int, factor: float) -> str:
     value = row.get(entry)
     if value is None:
-        return ""
+        return "–"
     if isinstance(value, dict):
         low, middle, high = (f"{value[key] * factor:.{digits}f}" for key in ("low", "median", "high"))
         return middle if low == high else f"{middle} ({low}–{high})"

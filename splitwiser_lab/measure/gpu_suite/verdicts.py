@@ -1,5 +1,8 @@
 """The figures to reach on an H200, each beside what was measured: reached, missed, or why there is nothing to judge.
 
+What was missed says what bounds it, as far as that was measured: in which kernels a phase spends its time, and how
+far apart each phase alone on its part of the GPU is from the gain.
+
 Works on the suite's document alone, so that recorded results can be judged again.
 """
 
@@ -18,13 +21,14 @@ _TURNS = ("sequential", "chunked")
 
 @dataclass(frozen=True)
 class Verdict:
-    """One figure: what to reach, what was measured (with its spread), and whether that is enough."""
+    """One figure: what to reach, what was measured (with its spread), if that is enough, and else what bounds it."""
 
     figure: str
     shape: str
     target: str
     measured: str
     reached: bool | None
+    bound: str = ""
 
     @property
     def word(self) -> str:
@@ -66,8 +70,7 @@ def _prefill(shape: str, document: Row) -> Iterator[Verdict]:
     if not rows:
         yield _none(figure, shape, target)
     for row in rows:
-        share = row["share"]
-        yield Verdict(figure, shape, target, _spread(share, 0, 100, "%"), share["median"] >= least)
+        yield _phase(figure, target, least, shape, document, row)
 
 
 def _decode(shape: str, document: Row) -> Iterator[Verdict]:
@@ -79,7 +82,31 @@ def _decode(shape: str, document: Row) -> Iterator[Verdict]:
     if not rows:
         yield _none(figure, shape, target)
     for row in rows:
-        yield Verdict(figure, shape, target, _spread(row["share"], 0, 100, "%"), row["share"]["median"] >= least)
+        yield _phase(figure, target, least, shape, document, row)
+
+
+def _phase(figure: str, target: str, least: float, shape: str, document: Row, row: Row) -> Verdict:
+    """The verdict on one row of `efficiency`."""
+    share = row["share"]
+    reached = bool(share["median"] >= least)
+    bound = "" if reached else _kernels(shape, document, row)
+    return Verdict(figure, shape, target, _spread(share, 0, 100, "%"), reached, bound)
+
+
+def _kernels(shape: str, document: Row, row: Row) -> str:
+    """In which kernels the case of `row` spends its time, and how fast they are; empty where that was not measured."""
+    case = {name: row[name] for name in ("phase", "batch", "tokens", "lengths")}
+    for found in _rows(document, "kernels", shape, **case):
+        whole = found["ms"]["median"]
+        said = []
+        for kind in ("products", "attention", "rest", "idle"):
+            if found[f"{kind}_ms"] is not None:
+                share = found.get(f"{kind}_share")
+                fast = f" at {share['median']:.0%} of the ceiling" if share else ""
+                said.append(f"{kind}{fast}: {found[f'{kind}_ms']['median'] / whole:.0%} of the time")
+        slower = whole / found["undisturbed_ms"]["median"]
+        return f"{', '.join(said)} (profiled, which takes {slower:.2f}× as long)"
+    return ""
 
 
 def _gain(shape: str, document: Row) -> Iterator[Verdict]:
@@ -94,7 +121,15 @@ def _gain(shape: str, document: Row) -> Iterator[Verdict]:
     best = max(gentle or rows, key=lambda row: float(row["gain"]["median"]))
     slowdown = _spread(best["decode_slowdown"], 2, unit="×")
     measured = f"{_spread(best['gain'])}, step {slowdown}: {best['mode']}"
-    yield Verdict(figure, shape, target, measured, bool(gentle) and best["gain"]["median"] >= least)
+    reached = bool(gentle) and best["gain"]["median"] >= least
+    yield Verdict(figure, shape, target, measured, reached, "" if reached else _at_most(rows, bool(gentle)))
+
+
+def _at_most(rows: list[Row], gentle: bool) -> str:
+    """The limit of each split that has one: both phases alone on their SMs."""
+    limits = [f"{row['mode']} {row['limit']['median']:.2f}" for row in rows if row.get("limit")]
+    said = [f"at most, each phase alone on its SMs: {', '.join(limits)}"] if limits else []
+    return "; ".join(said if gentle else [*said, "no decode step within 1.4×"])
 
 
 def _by_mode(document: Row, shape: str, value: Callable[[Row], float]) -> dict[str, float]:
