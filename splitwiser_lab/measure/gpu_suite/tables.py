@@ -90,6 +90,11 @@ def tables(suite: Suite | Joined) -> Iterator[Table]:
     caption = f"median (lowest–highest) of up to {found['repeats']} interleaved repeats; {found['dtype']}"
     limits = found["limits"]
     good = f"goodput: TTFT within {limits['ttft_ms']:g} ms and p99 ITL within {limits['itl_ms']:g} ms, per request"
+    captions = {
+        "sweep": f"{caption}; {good}",
+        "overlap": f"{caption}; at most: each phase alone on its part of the device, once",
+        "kernels": f"ms of a batch, mean under the profiler, and median without it a moment before; {found['dtype']}",
+    }
     for section, shapes in found["sections"].items():
         for shape, part in shapes.items():
             weights = ", random weights" if shape in found["random_weights"] or section == "hostbound" else ""
@@ -97,8 +102,8 @@ def tables(suite: Suite | Joined) -> Iterator[Table]:
             figures = [row for row in part["rows"] if row.get("part") != "tokens"]
             for what, columns, rows in ((section, _COLUMNS[section], figures), ("tokens", _TOKENS, tokens)):
                 if rows:
-                    said = f"{caption}; {good}" if what == "sweep" else caption
-                    yield _table(f"{what}: {shape}{weights}", said, columns, rows)
+                    title = f"where the time goes, kernels: {shape}" if what == "kernels" else f"{what}: {shape}"
+                    yield _table(f"{title}{weights}", captions.get(what, caption), columns, rows)
     left_out = [
         (section, shape, item["what"], item["why"])
         for section, shapes in found["sections"].items()
