@@ -149,7 +149,7 @@ def with_range(values: Sequence[float], digits: int) -> str:
     """`12.3 (11.9–13.0)`: the median, and in brackets the lowest and the highest."""
     if not values:
         return "n/a"
-    low, middle, high = (f"{value:.{digits}f}" for value in (min(values), median(values), max(values)))
+    low, middle, high = (f"{value:,.{digits}f}" for value in (min(values), median(values), max(values)))
     return f"{middle} ({low}–{high})" if len(values) > 1 else middle
 
 

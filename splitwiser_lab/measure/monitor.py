@@ -149,8 +149,8 @@ class Monitor:
             mean = sum(values) / len(values) if values else None
             note = metric.reason or ("" if values else "no sample yet")
             figures = {"mean": mean, "max": max(values, default=None), "ceiling": metric.ceiling}
-            rows.append({"metric": metric.label, "unit": metric.unit, **figures, "N/A because": note or None})
-        cost = {"mean": 100 * self.overhead, "max": None, "ceiling": 100 * MOST_OVERHEAD, "N/A because": None}
+            rows.append({"metric": metric.label, "unit": metric.unit, **figures, "N/A because": note})
+        cost = {"mean": 100 * self.overhead, "max": None, "ceiling": 100 * MOST_OVERHEAD, "N/A because": ""}
         return [*rows, {"metric": "the monitor itself", "unit": "% of one core", **cost}]
 
     def _values(self, key: str, tag: str | None) -> list[float]:

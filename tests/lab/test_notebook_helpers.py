@@ -169,6 +169,13 @@ class TestTable:
         assert shown[0]["text/plain"].splitlines() == ["mode  ms", "a     1.50", "<b>   n/a"]
         assert "<th>&lt;b&gt;</th>" in shown[0]["text/html"] and "gain" not in shown[0]["text/html"]
 
+    def test_ranges_stay_whole_and_text_is_read_from_the_left(self, shown):
+        reason = "this system offers no counter of it"
+        lab.table([{"mode": "a", "ms": "3 (2.5–1,000.5)", "why": reason}, {"mode": "b", "ms": "4", "why": ""}])
+        html = shown[0]["text/html"]
+        assert "<td>3<br>(2.5\u2060–\u20601,000.5)</td>" in html
+        assert f'<td style="text-align:left">{reason}</td>' in html and '<th style="text-align:left">why</th>' in html
+
     def test_no_rows_are_refused(self):
         with pytest.raises(ValueError, match="no row"):
             lab.table([])

@@ -46,7 +46,7 @@ def picture(frame: Frame) -> str:
         parts += box.parts()
     y += 2 * (_PANEL + 50)
     y = _lanes(frame, y, parts)
-    said = f"{frame.heading}. {status(frame)} Tokens {frame.tokens.text}"
+    said = f"{status(frame)} Tokens {frame.tokens.text}"
     return page("live", WIDTH, y, frame.heading, said, parts, letters=11)
 
 
