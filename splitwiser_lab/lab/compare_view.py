@@ -147,9 +147,10 @@ class _View:
         import ipywidgets as widgets
         from IPython.display import display
 
-        from splitwiser_lab.lab.dashboard.controls import slider
+        from splitwiser_lab.lab.dashboard.controls import roomy, slider
 
         picture, rows, button = widgets.HTML(self.predicted()), widgets.HTML(), widgets.Button(description="Measure")
+        rows.add_class("jp-RenderedHTMLCommon")  # tables look as they do below a cell
 
         def observed(knob: Knob) -> Any:
             made = slider(knob)
@@ -171,7 +172,9 @@ class _View:
                 button.disabled, button.description = False, "Measure"
 
         button.on_click(pressed)
-        controls = widgets.HBox([button, *map(observed, self.knobs)], layout=widgets.Layout(flex_flow="row wrap"))
+        controls = widgets.HBox(
+            [button, *map(observed, self.knobs), roomy()], layout=widgets.Layout(flex_flow="row wrap")
+        )
         display(widgets.VBox([controls, picture, rows]))  # type: ignore[no-untyped-call]
 
     def _bars(self, values: Mapping[str, float], note: str) -> str:

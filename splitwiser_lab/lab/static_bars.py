@@ -23,8 +23,8 @@ def bars_svg(
 ) -> str:
     """Draw `values` (label -> value, in `unit`) as horizontal bars from 0, a `guess` above them in outline.
 
-    A label that begins with a phase's name has the phase's colour. `note` stands below. `width` in pixels.
-    Raises ValueError when there is no value.
+    A label that begins with a phase's name has the phase's colour, one that ends with "predicted" a hollow bar.
+    `note` stands below. `width` in pixels. Raises ValueError when there is no value.
     """
     if not values:
         raise ValueError("there is no value to draw: give {label: value}")
@@ -61,4 +61,5 @@ def _bar(label: str, x: float, y: float, long: float) -> str:
     if label == "your guess":
         return f'{box} fill="{INK}" fill-opacity="0.12" stroke="{INK}" stroke-dasharray="4 3"/>'
     colour = next((colour for phase, colour in PHASE_COLOURS.items() if label.startswith(phase)), OTHER_COLOUR)
-    return f'{box} fill="{colour}"/>'
+    hollow = ' fill-opacity="0.15" stroke-width="1.5"' * label.endswith("predicted")
+    return f'{box} fill="{colour}" stroke="{colour}"{hollow}/>'

@@ -93,6 +93,12 @@ class TestGuesses:
         lab.reveal(guess, {"a": 2.0}, "ms")
         assert "No guess yet" in shown[0]["text/plain"] and "your guess" not in shown[0]["text/plain"]
 
+    def test_what_is_predicted_is_hollow_beside_what_was_measured(self):
+        root = ElementTree.fromstring(bars_svg({"a, predicted": 10.0, "a, measured": 5.0}, "ms"))
+        predicted, measured = root.iter("{http://www.w3.org/2000/svg}rect")
+        assert predicted.get("fill") == measured.get("fill")
+        assert float(predicted.get("fill-opacity", 1)) < 0.5 and measured.get("fill-opacity") is None
+
     def test_bars_are_as_long_as_their_values(self):
         root = ElementTree.fromstring(bars_svg({"a": 10.0, "b": 5.0, "c": 0.0}, "ms"))
         long, half, none = (float(rect.get("width") or 0) for rect in root.iter(f"{SVG}rect"))

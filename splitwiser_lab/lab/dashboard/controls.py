@@ -35,6 +35,7 @@ class Controls:
                 widgets.HBox([self._button, self._modes], layout=_wrapping()),
                 widgets.HBox(list(self._sliders.values()), layout=_wrapping()),
                 self._why,
+                roomy(),
             ]
         )
         self.box.add_class("splitwiser-controls")
@@ -93,15 +94,23 @@ class Controls:
 
 
 def slider(knob: Knob) -> Any:
-    """The widget of a knob: its choices in their unit, told of when it is let go."""
-    return widgets.SelectionSlider(
+    """The widget of a knob: its choices in their unit, told of when it is let go. `roomy` belongs beside it."""
+    made = widgets.SelectionSlider(
         options=knob.choices,
         value=knob.value,
         description=knob.label,
         continuous_update=False,
         style={"description_width": "112px"},
-        layout=widgets.Layout(width="340px"),
+        layout=widgets.Layout(width="360px"),
     )
+    made.add_class("splitwiser-slider")
+    return made
+
+
+def roomy() -> Any:
+    """An unseen widget by which sliders have room for "1,024 tokens"; by itself a front end cuts such a text."""
+    rule = ".splitwiser-slider .widget-readout {min-width: 100px}"
+    return widgets.HTML(f"<style>{rule}</style>", layout=widgets.Layout(display="none"))
 
 
 def _wrapping() -> Any:
