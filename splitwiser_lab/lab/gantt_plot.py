@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from splitwiser_lab.lab.lane_rows import change_name, lane_order
 from splitwiser_lab.lab.palette import INK, PHASE_COLOURS, PHASE_LABELS
 from splitwiser_lab.lab.plot_style import marks, note, style
 from splitwiser_lab.lab.static import shares
@@ -52,7 +53,7 @@ def _gantts(timelines: Mapping[str, Timeline], window: Window | None, title: str
             figure.add_trace(trace.update(showlegend=trace.name not in named), row=row, col=1)
             named.add(trace.name)
         upper, lower = _mark_rows(timeline)
-        names = {-float(index): lane for index, lane in enumerate(timeline.lanes)}
+        names = {-float(index): lane for index, lane in enumerate(lane_order(timeline.lanes))}
         names |= {upper: "hand-off", lower: "first token"} if timeline.requests else {}
         top = 1.1 if any(change.time > 0 for change in timeline.modes) else 0.6
         labels = {"tickvals": list(names), "ticktext": list(names.values())}
@@ -68,7 +69,7 @@ def _gantts(timelines: Mapping[str, Timeline], window: Window | None, title: str
 
 def _panel(timeline: Timeline, bars: Sequence[Bar], start: float, end: float) -> list[go.Bar | go.Scatter]:
     """The traces of one Gantt: one per phase, then the marks in the rows below the lanes."""
-    rows = {lane: -float(index) for index, lane in enumerate(timeline.lanes)}
+    rows = {lane: -float(index) for index, lane in enumerate(lane_order(timeline.lanes))}
     traces: list[go.Bar | go.Scatter] = []
     for phase, colour in PHASE_COLOURS.items():
         if own := [bar for bar in bars if bar.phase == phase]:
@@ -118,9 +119,10 @@ def _mode_changes(timeline: Timeline, start: float, end: float) -> go.Scatter | 
     for change in timeline.modes:
         if start <= change.time <= end:
             readable = change.time >= free
-            names += [change.mode if readable else "", change.mode, ""]
+            name = change_name(change)
+            names += [name if readable else "", name, ""]
             x += [change.time * 1e3, change.time * 1e3 if change.time > 0 else None, None]
-            free = change.time + (end - start) * 0.012 * (len(change.mode) + 1) if readable else free
+            free = change.time + (end - start) * 0.012 * (len(name) + 1) if readable else free
     return go.Scatter(
         **{"name": "mode change", "legendgroup": "mode change", "legendrank": 1002},
         x=x,

@@ -12,6 +12,7 @@ from typing import Any
 
 from splitwiser_lab.errors import RecordingError
 from splitwiser_lab.measure import shipped
+from splitwiser_lab.measure.mode_spec import ModeSpec
 from splitwiser_lab.pipelines.document import BASE, Reproduction, Row
 from splitwiser_lab.pipelines.reported import CLAIMS, Claim
 
@@ -76,7 +77,8 @@ def hardware_shared(shape: str = "llama-3.2-1b-shape") -> tuple[str, dict[str, f
     rows = raw["sections"]["overlap"][shape]["rows"]
     load = rows[0]["load"]
     told = f"{shape}, {load}, on {raw['hardware']['device_name']} ({raw['time_utc'][:10]}, commit {raw['commit']})"
-    return told, {row["mode"]: row["gain"]["median"] for row in rows if row["load"] == load}
+    gains = {ModeSpec.parse(row["mode"]).label: row["gain"]["median"] for row in rows if row["load"] == load}
+    return told, gains
 
 
 def gain(document: Reproduction, row: Row, figure: str = "output_throughput") -> float | None:

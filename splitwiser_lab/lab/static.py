@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 
+from splitwiser_lab.lab.lane_rows import change_name, lane_order
 from splitwiser_lab.lab.palette import INK, PHASE_COLOURS, PHASE_LABELS
 from splitwiser_lab.lab.svg import page, ticks
 from splitwiser_lab.lab.thinning import Bar, thinned, thinning_note
@@ -87,11 +88,11 @@ class _Drawing:
     def _legend(self) -> None:
         present = {span.phase for timeline in self.timelines.values() for span in timeline.spans}
         labels = {phase: label for phase, label in PHASE_LABELS.items() if phase in present}
-        self.y, x = 16.0, min(self.left, self.width - sum(34 + 6.6 * len(label) for label in labels.values()))
+        self.y, x = 16.0, min(self.left, self.width - sum(42 + 6.6 * len(label) for label in labels.values()))
         for phase, label in labels.items():
             self.parts.append(f'<circle cx="{x + 6:.1f}" cy="12" r="6" fill="{PHASE_COLOURS[phase]}"/>')
             self._text(x + 17, label)
-            x += 34 + 6.6 * len(label)
+            x += 42 + 6.6 * len(label)
 
     def _panel(self, name: str, timeline: Timeline) -> None:
         self.y += 26
@@ -104,12 +105,12 @@ class _Drawing:
         changes = [c for c in timeline.modes if c.time > 0] and list(timeline.modes)
         if changes:
             self.y += 15
-            self._mode_names([(self.x(c.time), c.mode) for c in changes])
+            self._mode_names([(self.x(c.time), change_name(c)) for c in changes])
         top = self.y + 7
         bars, shortest = self.bars[name]
         self.thinned_s = max(self.thinned_s, shortest)
         self.y = top
-        for lane in timeline.lanes:
+        for lane in lane_order(timeline.lanes):
             self._lane(lane, [bar for bar in bars if bar.lane == lane])
         preempted = [r.hand_off for r in timeline.requests if r.hand_off is not None and r.preemptions]
         self._marks("hand-off", [r.hand_off for r in timeline.requests if r.hand_off is not None and not r.preemptions])
@@ -159,11 +160,12 @@ class _Drawing:
         return columns
 
     def _mode_names(self, changes: Sequence[tuple[float, str]]) -> None:
-        free = 0.0
-        for x, mode in changes:
-            if x >= free and x + 6.3 * len(mode) <= self.width:
-                self._text(x + 3, mode, more=' font-size="11" font-style="italic"')
-                free = x + 6.3 * len(mode) + 12
+        """Each name where it has room until the next change: with its options, else without, else not at all."""
+        ends = [x for x, _ in changes[1:]] + [float(self.width)]
+        for (x, name), end in zip(changes, ends, strict=True):
+            fitting = [text for text in (name, name.split(" (")[0]) if x + 6.3 * len(text) + 6 <= end]
+            if fitting:
+                self._text(x + 3, fitting[0], more=' font-size="11" font-style="italic"')
 
     def _lines(self, at: Sequence[float], top: float, opacity: str) -> None:
         path = "".join(f"M{x:.1f} {top:g}V{self.y:g}" for x in at)

@@ -55,8 +55,8 @@ def _html(lines: Sequence[Sequence[str]]) -> str:
 
 
 def _cell(text: str) -> str:
-    """Escaped; a range in brackets is on a line of its own, and whole."""
-    return re.sub(r"(?<=\d)–(?=\d)", "\u2060–\u2060", escape(text).replace(" (", "<br>("))
+    """Escaped; a bracket at the end is on a line of its own, and a range whole."""
+    return re.sub(r"(?<=\d)–(?=\d)", "\u2060–\u2060", re.sub(r" \((?=[^()]*\)$)", "<br>(", escape(text)))
 
 
 def _text(lines: Sequence[Sequence[str]]) -> str:

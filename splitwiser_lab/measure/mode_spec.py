@@ -35,6 +35,12 @@ class ModeSpec:
     def __str__(self) -> str:
         return ":".join([self.mode, *(f"{name}={value}" for name, value in self.options.items())])
 
+    @property
+    def label(self) -> str:
+        """As people read it, e.g. `partitioned (decode_sms=64)`."""
+        options = ", ".join(f"{name}={value}" for name, value in self.options.items())
+        return f"{self.mode} ({options})" if options else self.mode
+
     def check(self, device: str) -> None:
         """Raise ModeError when the mode does not run on `device` here or has no such option."""
         find_mode(self.mode, device).check(self.options, device)

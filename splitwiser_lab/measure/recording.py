@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from splitwiser_lab.errors import RecordingError
 from splitwiser_lab.measure import shipped
+from splitwiser_lab.measure.mode_spec import ModeSpec
 from splitwiser_lab.measure.monitor import Monitor
 from splitwiser_lab.measure.provenance import provenance
 from splitwiser_lab.measure.sources import Metric, Sample
@@ -117,8 +118,7 @@ class Recording:
     @property
     def label(self) -> str:
         """The mode with its options, e.g. `partitioned (decode_sms=64)`."""
-        options = ", ".join(f"{name}={value}" for name, value in self.options.items())
-        return f"{self.mode} ({options})" if options else self.mode
+        return ModeSpec(self.mode, dict(self.options)).label
 
     @property
     def machine(self) -> str:

@@ -20,9 +20,9 @@ from splitwiser_lab.lab.dashboard.figure_style import (
     LINE_DASHES,
     NO_READINGS,
     TITLES,
-    lane_order,
 )
 from splitwiser_lab.lab.dashboard.frame import Frame, Line
+from splitwiser_lab.lab.lane_rows import lane_order
 from splitwiser_lab.lab.palette import FAINT, INK, PAPER, PHASE_COLOURS, PHASE_LABELS
 from splitwiser_lab.lab.thinning import Bar
 

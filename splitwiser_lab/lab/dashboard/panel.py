@@ -137,7 +137,7 @@ class Panel:
 
     def key(self, name: str, colour: str) -> None:
         """An entry of the legend, right of the title or, where that is full, above; the latest stands leftmost."""
-        long = 5.6 * len(name) + 16
+        long = 6.1 * len(name) + 20
         if self._key_at - long < self._x + 7 * len(self._title) + 10:
             self._key_at, self._key_y = self._x + self._width, self._key_y - 15
         self._key_at -= long

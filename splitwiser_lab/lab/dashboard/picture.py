@@ -9,10 +9,11 @@ import textwrap
 from html import escape
 
 from splitwiser_lab.lab.dashboard import series
-from splitwiser_lab.lab.dashboard.figure_style import KV_COLOUR, LINE_COLOURS, NO_READINGS, TITLES, lane_order
+from splitwiser_lab.lab.dashboard.figure_style import KV_COLOUR, LINE_COLOURS, NO_READINGS, TITLES
 from splitwiser_lab.lab.dashboard.frame import Frame
 from splitwiser_lab.lab.dashboard.numbers import rows, sign, status
 from splitwiser_lab.lab.dashboard.panel import Panel, Scale, Side
+from splitwiser_lab.lab.lane_rows import lane_order
 from splitwiser_lab.lab.palette import BAD, GOOD, INK, PHASE_COLOURS
 from splitwiser_lab.lab.svg import page
 from splitwiser_lab.timeline import Phase
@@ -21,6 +22,7 @@ WIDTH = 760
 _LEFT, _RIGHT, _MIDDLE = 46, 34, 58  # pixels beside and between the panels
 _PANEL, _LANE = 104, 20  # heights
 _MOST_LETTERS, _HEADING_LETTERS = 118, 84  # of a line of text
+_RIGHT_EDGES = (282, 348, 410, 490, 584, 678, 752)  # of the columns of figures
 
 
 def picture(frame: Frame) -> str:
@@ -62,14 +64,14 @@ def _heading(frame: Frame, parts: list[str]) -> float:
     for before, text in (("", status(frame)), (mark, f"tokens {frame.tokens.text}")):
         y += 17
         parts.append(f'<text x="6" y="{y}">{before}{escape(_cut(text))}</text>')
-    columns = [6, *(192 + 79 * n for n in range(1, 8))]
+    columns = [6, *_RIGHT_EDGES]
     for number, line in enumerate(rows(frame)):
         y += 17
         weight = ' font-weight="600"' if number == 0 else ""
         for x, text in zip(columns, line, strict=True):
             anchor = "start" if x == 6 else "end"
             parts.append(f'<text x="{x}" y="{y}" font-size="10.5" text-anchor="{anchor}"{weight}>{escape(text)}</text>')
-    return y + 34
+    return y + 40
 
 
 def _hardware(box: Panel, frame: Frame) -> None:
