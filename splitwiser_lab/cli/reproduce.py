@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -32,9 +33,15 @@ def reproduce(
     seed: Annotated[int | None, typer.Option(help="Of the random prompts.")] = None,
     dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16 or float16.")] = None,
     device: Device = "auto",
+    eager: Annotated[bool, typer.Option("--eager", help="vllm: no CUDA graphs, nothing compiled.")] = False,
+    max_batch: Annotated[int | None, typer.Option(help="vllm: requests that each engine runs at once at most.")] = None,
+    rate: Annotated[str, typer.Option(help="vllm: also one by one, so many a second; or 70% of what is served.")] = "",
     repeats: Annotated[int, typer.Option(help="Interleaved rounds.")] = 3,
     engine: Annotated[bool, typer.Option(help="Also run this package's engine on the same work.")] = True,
     phase_seconds: Annotated[float, typer.Option(help="How long to watch each phase alone; 0: one pass.")] = 1.0,
+    start_together: Annotated[
+        bool, typer.Option("--start-together", help="Start all processes side by side: faster, start s is not told.")
+    ] = False,
     only_phases: Annotated[bool, typer.Option("--only-phases", help="Watch each phase alone, and no more.")] = False,
     vllm: Annotated[str | None, typer.Option(help="The Python of an environment with vLLM.")] = None,
     join: Annotated[list[Path] | None, typer.Option(help="Run nothing: join files that --json wrote.")] = None,
@@ -52,11 +59,13 @@ def reproduce(
         return
     if pipeline not in ("hf", "vllm"):
         raise SplitwiserError(f"no pipeline {pipeline!r} can be reproduced: use 'hf' or 'vllm'.")
+    from splitwiser_lab.pipelines.arrivals import Rate
     from splitwiser_lab.pipelines.experiment import EXPERIMENTS
     from splitwiser_lab.pipelines.reproduce import reproduce as run
     from splitwiser_lab.pipelines.reproduce import reproduce_phases
     from splitwiser_lab.pipelines.vllm.experiment import VLLM_EXPERIMENTS
     from splitwiser_lab.pipelines.vllm.reproduce import reproduce_vllm
+    from splitwiser_lab.pipelines.vllm.settings import EngineSettings
 
     if scale not in EXPERIMENTS:
         raise SplitwiserError(f"unknown scale {scale!r}: use {' or '.join(EXPERIMENTS)}.")
@@ -73,13 +82,28 @@ def reproduce(
         seed=seed,
         dtype=dtype,
     )
-    if only_phases and pipeline == "vllm":
-        raise SplitwiserError("vLLM runs its phases inside one engine: --only-phases is for --pipeline hf.")
+    if pipeline == "vllm":
+        if only_phases:
+            raise SplitwiserError("vLLM runs its phases inside one engine: --only-phases is for --pipeline hf.")
+        rates = tuple(Rate.parse(word) for word in rate.split(",") if word.strip())
+        chosen = replace(chosen, settings=EngineSettings(eager, max_batch), rates=rates)
+    elif eager or max_batch is not None or rate:
+        raise SplitwiserError(
+            "--eager, --max-batch and --rate are for --pipeline vllm: the Hugging Face pipeline is always eager, its "
+            "batches are as large as --batch says, and each starts when it is full."
+        )
     skip = not (mps or sm_shares)
     with progress() as tell:
         if pipeline == "vllm":
             found = reproduce_vllm(
-                chosen, device=device, repeats=repeats, engine=engine, skip=skip, report=tell, vllm_python=vllm
+                chosen,
+                device=device,
+                repeats=repeats,
+                engine=engine,
+                skip=skip,
+                start_together=start_together,
+                report=tell,
+                vllm_python=vllm,
             )
         elif only_phases:
             found = reproduce_phases(chosen, device=device, phase_seconds=phase_seconds, report=tell)
@@ -91,6 +115,7 @@ def reproduce(
                 engine=engine,
                 skip=skip,
                 phase_seconds=phase_seconds,
+                start_together=start_together,
                 report=tell,
             )
     _tell(found, json_file)

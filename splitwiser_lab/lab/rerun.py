@@ -13,8 +13,10 @@ from typing import Any
 from splitwiser_lab.errors import RecordingError
 from splitwiser_lab.measure import shipped
 from splitwiser_lab.measure.mode_spec import ModeSpec
-from splitwiser_lab.pipelines.document import BASE, Reproduction, Row
+from splitwiser_lab.pipelines.document import Reproduction
 from splitwiser_lab.pipelines.reported import CLAIMS, Claim
+from splitwiser_lab.pipelines.rows import BASE, Row, Work
+from splitwiser_lab.pipelines.winners import best_row
 
 MISSING = "not recorded yet"
 COMMANDS = """\
@@ -22,8 +24,12 @@ splitwiser-lab reproduce --pipeline hf --scale small --json reproduce-hf.json
 splitwiser-lab reproduce --pipeline vllm --scale small --json reproduce-vllm.json
 splitwiser-lab reproduce --pipeline hf --scale paper --processes 2 --no-mps --json part-1.json
 splitwiser-lab reproduce --pipeline hf --scale paper --processes 2 --mps --json part-2.json
-splitwiser-lab reproduce --join part-1.json --join part-2.json --json reproduce-hf.json"""
+splitwiser-lab reproduce --join part-1.json --join part-2.json --json reproduce-hf.json
+splitwiser-lab reproduce --pipeline vllm --scale paper --rate 70% --json reproduce-vllm.json
+splitwiser-lab reproduce --pipeline vllm --scale paper --eager --max-batch 8 --rate 70% --json reproduce-vllm-8.json"""
 _PLACES = {"CPU": "recordings/cpu", "H200": "recordings/h200"}
+_PAPERS = (BASE, "replicas", "split")  # modes of the paper's pipelines
+_LATENCIES = {"TTFT p50": "median_ttft_ms", "TTFT p99": "p99_ttft_ms", "ITL p99": "p99_itl_ms"}
 _PIPELINES = {"hf": "Hugging Face", "vllm": "vLLM"}
 
 
@@ -58,10 +64,19 @@ def recorded_reproductions() -> list[Recorded]:
         for pipeline, name in _PIPELINES.items():
             own = [document for document in documents if document.pipeline == pipeline]
             label = f"{place}, {name}"
-            labels = [label if len(own) == 1 else f"{label}, {document.work.model}" for document in own]
-            made = [Recorded(each, place, pipeline, document) for each, document in zip(labels, own, strict=True)]
+            made = [
+                Recorded(label + which, place, pipeline, document)
+                for which, document in zip(_apart([document.work for document in own]), own, strict=True)
+            ]
             found += made or [Recorded(label, place, pipeline)]
     return found
+
+
+def _apart(works: list[Work]) -> list[str]:
+    """What tells each of several works from the others; nothing for a single one."""
+    words = [(w.model, w.regime or "default", f"{w.input_tokens} tokens in") for w in works]
+    differing = [place for place, told in enumerate(zip(*words, strict=True)) if len(set(told)) > 1]
+    return ["".join(f", {told[place]}" for place in differing) for told in words]
 
 
 def hardware_shared(shape: str = "llama-3.2-1b-shape") -> tuple[str, dict[str, float]]:
@@ -85,7 +100,7 @@ def gain(document: Reproduction, row: Row, figure: str = "output_throughput") ->
     """A row's figure as a multiple of `sequential` at the same output length; None where either was not measured."""
     if figure == "output_throughput":
         return row.figure("over_sequential")
-    base = document.row(BASE, row.output)
+    base = document.row(BASE, row.output, row.rate)
     ours, theirs = row.figure(figure), base.figure(figure) if base else None
     return ours / theirs if ours and theirs else None
 
@@ -105,21 +120,44 @@ def beside_reported(found: list[Recorded]) -> list[dict[str, str]]:
 
 
 def throughputs(document: Reproduction, output: int) -> dict[str, float]:
-    """Output tok/s of every way to do the work, at one output length: for bars."""
-    rates = ((row.name, row.figure("output_throughput")) for row in document.rows if row.output == output)
+    """Output tok/s of every way to do the work, all requests at once, at one output length: for bars."""
+    rates = ((row.name, row.figure("output_throughput")) for row in _at_once(document) if row.output == output)
     return {name: rate for name, rate in rates if rate is not None}
 
 
 def gains(document: Reproduction, output: int) -> dict[str, float]:
-    """Multiples of `sequential` of every way to do the work, at one output length: for bars."""
-    rates = ((row.name, gain(document, row)) for row in document.rows if row.output == output)
+    """Multiples of `sequential` of every way to do the work, all requests at once, at one output length: for bars."""
+    rates = ((row.name, gain(document, row)) for row in _at_once(document) if row.output == output)
     return {name: rate for name, rate in rates if rate is not None}
 
 
 def best(document: Reproduction, *modes: str) -> tuple[Row, float] | None:
-    """The row of these modes with the largest gain, and the gain; None without any."""
-    made = [(row, value) for row in document.rows if row.mode in modes and (value := gain(document, row)) is not None]
+    """The row of these modes with the largest gain, all requests at once, and the gain; None without any."""
+    rows = (row for row in _at_once(document) if row.mode in modes)
+    made = [(row, value) for row in rows if (value := gain(document, row)) is not None]
     return max(made, key=lambda pair: pair[1]) if made else None
+
+
+def _at_once(document: Reproduction) -> Iterator[Row]:
+    """The rows that throughput can be read from: where requests come one by one, they set the pace."""
+    return (row for row in document.rows if row.rate is None)
+
+
+def one_by_one(found: list[Recorded]) -> list[dict[str, str]]:
+    """For a table: where requests came one by one, who was best at which latency, and how much against `sequential`."""
+    rows = []
+    for recorded in found:
+        document = recorded.document
+        loads = dict.fromkeys((row.output, row.rate) for row in document.rows if row.rate) if document else {}
+        for output, rate in loads:
+            assert document is not None
+            those = [row for row in document.rows if (row.output, row.rate) == (output, rate) and row.mode in _PAPERS]
+            told = {"recorded": recorded.label, "arrivals/s": f"{rate:.3g}", "new tokens": str(output)}
+            for heading, figure in _LATENCIES.items():
+                made = best_row(those, figure)
+                told[heading] = f"{made[0].name} ({made[0].figure(figure):,.3g} ms, {made[1]:.2f} ×)" if made else "n/a"
+            rows.append(told)
+    return rows or [{"recorded": "requests one by one (`--rate`)", "arrivals/s": MISSING}]
 
 
 def _cell(claim: Claim, recorded: Recorded) -> str:
@@ -136,7 +174,7 @@ def _cell(claim: Claim, recorded: Recorded) -> str:
 
 
 def _meant(claim: Claim, document: Reproduction) -> Iterator[tuple[Row, float]]:
-    for row in document.rows:
+    for row in _at_once(document):
         value = gain(document, row, claim.figure)
         if row.mode in claim.modes and row.processes == claim.processes and value is not None:
             yield row, value

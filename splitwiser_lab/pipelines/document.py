@@ -7,8 +7,7 @@ were run one by one can be joined and notebooks can show recordings.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -16,15 +15,15 @@ from typing import TYPE_CHECKING, Any
 from splitwiser_lab.errors import RecordingError
 from splitwiser_lab.measure.compare import with_range
 from splitwiser_lab.measure.document import Document
-from splitwiser_lab.measure.reference import TokenCheck
 from splitwiser_lab.pipelines.ceiling import Ceiling
 from splitwiser_lab.pipelines.phase_figures import PhaseFigures, missing_reasons, phase_rows
+from splitwiser_lab.pipelines.rows import BASE, Row, Work
+from splitwiser_lab.pipelines.winners import winners
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 SCHEMA = "splitwiser-lab/reproduction/1"
-BASE = "sequential"  # the row that the others are compared with
 ORIGIN = ("hardware", "versions", "command", "commit", "time_utc")  # of where and how it was measured
 _RANGED = ("output_throughput", "over_sequential", "steady_output_throughput")  # shown with lowest and highest
 _COLUMNS = {  # of the table: heading -> (figure, digits)
@@ -37,97 +36,7 @@ _COLUMNS = {  # of the table: heading -> (figure, digits)
     "start s": ("spawn_s", 1),
     "own GB": ("private_gb", 1),
 }
-
-
-@dataclass(frozen=True)
-class Work:
-    """The work that every row did: `requests` prompts of `input_tokens` random tokens, in batches of `batch`."""
-
-    model: str
-    random_weights: bool
-    dtype: str
-    batch: int
-    input_tokens: int
-    requests: int
-    seed: int
-
-    @property
-    def batches(self) -> int:
-        """How many batches that makes."""
-        return -(-self.requests // self.batch)
-
-    def __str__(self) -> str:
-        weights = "random weights of its shape" if self.random_weights else "real weights"
-        return f"{self.model} ({weights}, {self.dtype}): {self.requests} requests of {self.input_tokens} tokens, " + (
-            f"batches of {self.batch}" if self.batch < self.requests else "all at once"
-        )
-
-
-@dataclass
-class Row:
-    """One way to do the work: its figures in every round, and what its tokens were.
-
-    `mode` is that of the pipeline; `generate` or `engine` for what runs beside it. `differences` says for each
-    request of each round whose tokens differ where and how far, `unexplained` how many of these precision does
-    not explain.
-    """
-
-    name: str
-    output: int
-    mode: str = ""
-    processes: int = 1
-    mps: bool = False
-    samples: dict[str, list[float]] = field(default_factory=dict)
-    differences: list[str] = field(default_factory=list)
-    unexplained: int = 0
-
-    @property
-    def tokens_identical(self) -> bool:
-        """Every token of every request in every round is the reference's."""
-        return not self.differences
-
-    @property
-    def repeats(self) -> int:
-        """Rounds that were measured."""
-        return len(self.samples.get("output_throughput", []))
-
-    def add(self, figures: dict[str, Any]) -> None:
-        """Take the figures of one round, leaving out what was not measured."""
-        for name, value in figures.items():
-            if value is not None:
-                self.samples.setdefault(name, []).append(float(value))
-
-    def judge(self, checks: Iterable[TokenCheck]) -> None:
-        """Take what a round's tokens were found to be, one check a request."""
-        for check in checks:
-            if not check.identical:
-                self.differences.append(str(check))
-                self.unexplained += not check.explained
-
-    def figure(self, name: str) -> float | None:
-        """The median of a figure over the rounds; None where it was not measured."""
-        values = self.samples.get(name)
-        return median(values) if values else None
-
-    def to_dict(self) -> dict[str, Any]:
-        """Medians over the rounds, minimum and maximum in `spread`, and every round in `samples`."""
-        return {
-            **{"name": self.name, "output_tokens": self.output},
-            **{"mode": self.mode, "processes": self.processes, "mps": self.mps},
-            **{name: median(values) for name, values in self.samples.items()},
-            "tokens_identical": self.tokens_identical,
-            "differences": self.differences,
-            "unexplained": self.unexplained,
-            "repeats": self.repeats,
-            "spread": {name: [min(values), max(values)] for name, values in self.samples.items()},
-            "samples": self.samples,
-        }
-
-    @classmethod
-    def from_dict(cls, raw: dict[str, Any]) -> Row:
-        """Read back what `to_dict` gave."""
-        kept = {name: raw[name] for name in ("name", "mode", "processes", "mps", "differences", "unexplained")}
-        return cls(output=raw["output_tokens"], samples=raw["samples"], **kept)
+_ONE_BY_ONE = {"TTFT p99 ms": ("p99_ttft_ms", 0), "ITL p99 ms": ("p99_itl_ms", 1)}  # besides, where requests come so
 
 
 @dataclass(frozen=True)
@@ -151,14 +60,14 @@ class Reproduction(Document):
         """Rows with a token that differs from the reference's where precision does not explain it."""
         return [row.name for row in self.rows if row.unexplained]
 
-    def row(self, name: str, output: int) -> Row | None:
-        """The row of this name and output length, if there is one."""
-        return next((row for row in self.rows if (row.name, row.output) == (name, output)), None)
+    def row(self, name: str, output: int, rate: float | None = None) -> Row | None:
+        """The row of this name, output length and rate of arrivals, if there is one."""
+        return next((row for row in self.rows if (row.name, row.output, row.rate) == (name, output, rate)), None)
 
     def ceiling(self, row: Row) -> Ceiling | None:
         """The most that a row of mode `split` can gain over taking turns; None for others, or without the times."""
-        base = self.row(BASE, row.output)
-        if row.mode != "split" or base is None or self.pipeline == "vllm":  # vLLM's batches change at every step
+        base = self.row(BASE, row.output, row.rate)
+        if row.mode != "split" or base is None or self.pipeline == "vllm":
             return None
         prefill_s, decode_s = base.figure("prefill_seconds"), base.figure("decode_seconds")
         if not prefill_s or not decode_s:
@@ -166,8 +75,11 @@ class Reproduction(Document):
         return Ceiling(prefill_s, decode_s, row.processes, self.work.batches)
 
     def notes(self) -> list[str]:
-        """What the table means, in sentences: what `split` could gain and got, and what `replicas` got beside it."""
-        found = []
+        """What the table means, in sentences: what `split` could gain and got, and what `replicas` got beside it.
+
+        Of vLLM's engines, whose batches change at every step, who was best at what.
+        """
+        found = winners(self.rows) if self.pipeline == "vllm" else []
         for row in self.rows:
             gain, ceiling = row.figure("over_sequential"), self.ceiling(row)
             if gain is None or ceiling is None:
@@ -218,7 +130,7 @@ class Reproduction(Document):
         try:
             return cls(
                 raw["pipeline"],
-                Work(**{name: raw[name] for name in Work.__dataclass_fields__}),
+                Work(**{name: raw[name] for name in Work.__dataclass_fields__ if name in raw}),
                 tuple(Row.from_dict(row) for row in raw["rows"]),
                 raw["skipped"],
                 {name: raw[name] for name in ORIGIN},
@@ -230,10 +142,13 @@ class Reproduction(Document):
 
     def table_rows(self) -> list[dict[str, Any]]:
         """One row per way to do the work, medians with the range over the rounds in brackets; for any table."""
-        rows = []
+        rows, some_come_later = [], any(row.rate for row in self.rows)
+        columns = _COLUMNS | (_ONE_BY_ONE if some_come_later else {})
         for row in self.rows:
             cells: dict[str, Any] = {"": row.name, "out": row.output}
-            for heading, (figure, digits) in _COLUMNS.items():
+            if some_come_later:
+                cells["arrivals/s"] = f"{row.rate:.3g}" if row.rate else "all at once"
+            for heading, (figure, digits) in columns.items():
                 cells[heading] = _cell(row.samples.get(figure, []), digits, figure in _RANGED)
                 if heading == "× sequential":
                     ceiling = self.ceiling(row)

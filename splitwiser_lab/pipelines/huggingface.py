@@ -144,6 +144,10 @@ class HuggingFacePipeline:
         """Start the processes for this workload, unless they run, so that a smaller run can warm them up."""
         self._ready(self._batches(self._requests(workload), batch_size)[0])
 
+    def launch(self, workload: Any, batch_size: int = BATCH_SIZE) -> None:
+        """Start the processes for this workload, unless they run, and do not wait for them: the next run does."""
+        self._launched(self._batches(self._requests(workload), batch_size)[0])
+
     def profile(
         self, workload: Any, batch_size: int = BATCH_SIZE, seconds: float = 1.0
     ) -> tuple[PhaseFigures, PhaseFigures]:
@@ -226,7 +230,13 @@ class HuggingFacePipeline:
         )
 
     def _ready(self, shards: list[list[PromptBatch]]) -> tuple[Team, tuple[float, ...]]:
-        """The running team for these batches, and the seconds it took to start it (none if it ran already)."""
+        """The running team for these batches, and the seconds it took to start it (none if it was started before)."""
+        team, new = self._launched(shards)
+        team.await_ready()
+        return team, tuple(team.spawn_seconds) if new else ()
+
+    def _launched(self, shards: list[list[PromptBatch]]) -> tuple[Team, bool]:
+        """The team for these batches, and whether it was started just now."""
         shared = self._weights()
         batches = [batch for shard in shards for batch in shard]
         rows = max(len(batch.prompts) for batch in batches)
@@ -235,13 +245,13 @@ class HuggingFacePipeline:
         slot_bytes = self.layout.nbytes(rows, prompt) if self._placement.mode == "split" else 0
         team = self._team
         if team and team.alive and team.placement == self._placement and team.slot_bytes >= slot_bytes:
-            return team, ()
+            return team, False
         self._stop()
         split = self._placement.mode == "split"
         needed = need(self._placement.processes, split, self.layout, self._config, self.device, rows, (prompt, longest))
         needed.check(settled_free_bytes(self.device))
         self._team = Team(self._placement, shared, self.layout, self.device, slot_bytes)
-        return self._team, tuple(self._team.spawn_seconds)
+        return self._team, True
 
     def _weights(self) -> SharedModel:
         if self._shared is None:

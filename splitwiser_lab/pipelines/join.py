@@ -7,11 +7,13 @@ drifted between the parts. Each part's ratios were taken against its own `sequen
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from splitwiser_lab.errors import RecordingError
-from splitwiser_lab.pipelines.document import Reproduction, Row
+from splitwiser_lab.pipelines.document import Reproduction
+from splitwiser_lab.pipelines.rows import Row
 
 _SAME = ("hardware", "versions", "commit")  # of the origins
 
@@ -34,15 +36,15 @@ def join(parts: Sequence[Reproduction], names: Sequence[str]) -> Reproduction:
             raise RecordingError(
                 f"{names[0]} and {name} are no parts of one reproduction: {difference}. Run it again like the rest."
             )
-    rows: dict[tuple[str, int], Row] = {}
+    rows: dict[tuple[str, int, float | None], Row] = {}
     for row in (row for part in parts for row in part.rows):
-        key = (row.name, row.output)
+        key = (row.name, row.output, row.rate)
         rows[key] = _pooled(rows[key], row) if key in rows else row
-    order = list(dict.fromkeys(output for _, output in rows))
+    order = list(dict.fromkeys((output, rate) for _, output, rate in rows))
     return Reproduction(
         first.pipeline,
         first.work,
-        tuple(sorted(rows.values(), key=lambda row: order.index(row.output))),
+        tuple(sorted(rows.values(), key=lambda row: order.index((row.output, row.rate)))),
         {name: why for part in parts for name, why in part.skipped.items() if not _ran(name, rows)},
         first.origin | {"command": " ; ".join(part.origin["command"] for part in parts)},
         next((part.phases for part in parts if part.phases), ()),
@@ -68,10 +70,10 @@ def _pooled(a: Row, b: Row) -> Row:
     """The rounds of both."""
     samples = {name: [*a.samples.get(name, []), *b.samples.get(name, [])] for name in {**a.samples, **b.samples}}
     differences, unexplained = a.differences + b.differences, a.unexplained + b.unexplained
-    return Row(a.name, a.output, a.mode, a.processes, a.mps, samples, differences, unexplained)
+    return replace(a, samples=samples, differences=differences, unexplained=unexplained)
 
 
-def _ran(name: str, rows: dict[tuple[str, int], Row]) -> bool:
+def _ran(name: str, rows: dict[tuple[str, int, float | None], Row]) -> bool:
     """Whether what one part left out ran in another: `name`, or `name, N new tokens`."""
     return any(name in (row.name, f"{row.name}, {row.output} new tokens") for row in rows.values())
 

@@ -9,21 +9,19 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import pairwise
 from typing import Any
 
 import torch
 
 from splitwiser_lab.errors import RequestError
-from splitwiser_lab.measure.monitor import Monitor
-from splitwiser_lab.measure.sources import Sample
+from splitwiser_lab.measure.monitor import open_sources
+from splitwiser_lab.measure.sources import Source
 from splitwiser_lab.pipelines.kv import KVLayout, store, view
 from splitwiser_lab.pipelines.phase_figures import PhaseFigures
 from splitwiser_lab.pipelines.phases import Phases, PromptBatch
 from splitwiser_lab.shared_memory import allocate
 from splitwiser_lab.timeline import Phase
 
-_INTERVAL_S = 0.12  # between two looks: GPM's counters need 0.1 s between their samples
 _WATCHED = {"sm": "SMs at work", "dram": "DRAM bandwidth", "memory": "memory in use"}  # metric -> what it is called
 
 
@@ -41,15 +39,14 @@ def profile_phases(
     passes.prefill()  # warms up, and leaves what decode begins with
     passes.decode()
     turns: dict[Phase, Callable[[], list[float]]] = {"prefill": passes.prefill, "decode": passes.decode}
-    spans: dict[Phase, tuple[float, float]] = {}
     samples: dict[Phase, list[float]] = {}
-    with Monitor(device, _INTERVAL_S, sources=None if seconds > 0 else ()) as monitor:
-        for phase, once in turns.items():
+    watches: dict[Phase, _Watch] = {}
+    for phase, once in turns.items():
+        with _watching(device if seconds > 0 else None) as watches[phase]:
             begun = time.perf_counter()
             samples[phase] = once()
             while time.perf_counter() - begun < seconds:
                 samples[phase] += once()
-            spans[phase] = (begun, time.perf_counter())
     prompt, new = batch.longest, max(batch.new_tokens)
     shapes: dict[Phase, tuple[int, int]] = {
         "prefill": (prompt, prompt),
@@ -57,32 +54,52 @@ def profile_phases(
     }
     found: list[PhaseFigures] = []
     for phase, (tokens, kept) in shapes.items():
-        sm, dram, memory = (mean_inside(monitor.samples, key, *spans[phase]) for key in _WATCHED)
-        missing = _missing(monitor, (sm, dram, memory)) if seconds > 0 else {}
+        sm, dram, memory = (watches[phase].values.get(key) for key in _WATCHED)
+        missing = watches[phase].missing() if seconds > 0 else {}
         kv_bytes, each = layout.nbytes(len(batch.prompts), kept), tuple(samples[phase])
         found.append(PhaseFigures(phase, len(batch.prompts), tokens, each, kv_bytes, sm, dram, memory, missing))
     return found[0], found[1]
 
 
-def _missing(monitor: Monitor, watched: tuple[float | None, ...]) -> dict[str, str]:
-    """What was not told, and why; `watched` has the values in the order of `_WATCHED`."""
-    told = {metric.key: metric.reason for metric in monitor.metrics}
-    short = "there were no two samples in that time, watch it longer"
-    return {
-        name: (told[key] or short) if key in told else "only a GPU counts it"
-        for (key, name), value in zip(_WATCHED.items(), watched, strict=True)
-        if value is None
-    }
+class _Watch:
+    """Reads the hardware at the start and at the end of a stretch: a counter then tells the mean over all of it.
+
+    A thread that looks again and again would take part in what it measures; and a GPU's readings take so long that
+    one that keeps its share of a core small looks but once a second.
+    """
+
+    def __init__(self, sources: Sequence[Source]) -> None:
+        self._sources = sources
+        self.values: dict[str, float | None] = {}
+        for source in reversed(sources):  # the first are the GPU's counters: nothing lies between them and the stretch
+            source.read()
+
+    def end(self) -> None:
+        """The stretch ends now."""
+        self.values = {key: value for source in self._sources for key, value in source.read().items()}
+
+    def missing(self) -> dict[str, str]:
+        """What of the watched was not told, and why."""
+        told = {metric.key: metric.reason for source in self._sources for metric in source.metrics()}
+        short = "counters tell a mean over 0.1 s or more, watch it longer"
+        return {
+            name: (told[key] or short) if key in told else "only a GPU counts it"
+            for key, name in _WATCHED.items()
+            if self.values.get(key) is None
+        }
 
 
-def mean_inside(samples: Sequence[Sample], key: str, start: float, end: float) -> float | None:
-    """Mean of a metric over the samples whose time since the sample before lies wholly in [start, end]; None is N/A."""
-    values = [
-        value
-        for before, sample in pairwise(samples)
-        if before.time >= start and sample.time <= end and (value := sample.values.get(key)) is not None
-    ]
-    return sum(values) / len(values) if values else None
+@contextmanager
+def _watching(device: str | None) -> Iterator[_Watch]:
+    """Watch `device` while the block runs (None: nothing is watched)."""
+    sources = open_sources(device) if device else []
+    try:
+        watch = _Watch(sources)
+        yield watch
+        watch.end()
+    finally:
+        for source in sources:
+            source.close()
 
 
 class _Passes:

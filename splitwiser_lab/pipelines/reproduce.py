@@ -14,13 +14,14 @@ from splitwiser_lab.errors import ModeError, ModelError, RequestError
 from splitwiser_lab.measure.provenance import provenance
 from splitwiser_lab.measure.reference import Reference
 from splitwiser_lab.measure.workload import Workload
-from splitwiser_lab.pipelines.document import Reproduction, Work
+from splitwiser_lab.pipelines.document import Reproduction
 from splitwiser_lab.pipelines.experiment import Experiment
 from splitwiser_lab.pipelines.huggingface import HuggingFacePipeline
 from splitwiser_lab.pipelines.memory import private_bytes, settled_free_bytes
 from splitwiser_lab.pipelines.phase_figures import PhaseFigures
 from splitwiser_lab.pipelines.placement import Placement
 from splitwiser_lab.pipelines.result import PipelineResult
+from splitwiser_lab.pipelines.rows import Work
 from splitwiser_lab.pipelines.turns import GenerateRunner, Runner, Turns, engine_runners
 
 
@@ -32,13 +33,14 @@ def reproduce(
     engine: bool = True,
     skip: bool = True,
     phase_seconds: float = 1.0,
+    start_together: bool = False,
     report: Callable[[str], None] = lambda _: None,
 ) -> Reproduction:
     """Run `experiment`: each output length, each placement, `repeats` times by turns after a warm-up of each.
 
     With `skip`, placements that cannot run here are left out, with the reason; else they raise ModeError.
     `engine`: also run this package's engine. `phase_seconds`: how long each phase is first watched alone.
-    `report` is told what happens next.
+    `start_together`: start all processes side by side, see `Turns`. `report` is told what happens next.
     """
     if repeats < 1:
         raise RequestError(f"repeats={repeats}: measure at least once, better three times.")
@@ -63,7 +65,7 @@ def reproduce(
                 runners.update(engine_runners(stack, experiment.model, first.device, dtype, experiment.batch, longest))
             except ModelError as error:
                 skipped["engine"] = str(error)
-        turns = Turns(runners, experiment, judge, skipped if skip else None, report)
+        turns = Turns(runners, experiment, judge, skipped if skip else None, report, start_together=start_together)
         rows = tuple(row for output in experiment.outputs for row in turns.rows(output, repeats))
         return Reproduction("hf", _work(first, experiment), rows, skipped, provenance(first.device), phases)
 
@@ -106,6 +108,10 @@ class _Placed:
         made = first.beside(placement.mode, placement.processes, placement.mps, sm_shares=shares)
         self._pipeline, self._batch = stack.enter_context(made), e.batch
         self._start: dict[str, float | None] = {}  # what the last start cost, which was in a warm-up
+
+    def launch(self, workload: Workload) -> None:
+        """Start its processes and do not wait; what a start costs is not known then."""
+        self._pipeline.launch(workload, self._batch)
 
     def __call__(self, workload: Workload) -> tuple[dict[str, Any], list[list[int]]]:
         free = 0 if self._pipeline.pids else settled_free_bytes(self._pipeline.device)

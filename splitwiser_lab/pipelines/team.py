@@ -33,10 +33,10 @@ class Team:
     def __init__(
         self, placement: Placement, model: SharedModel, layout: KVLayout, device: str, slot_bytes: int
     ) -> None:
-        """Start all workers and wait until each can take a job.
+        """Start all workers; `await_ready` waits until each can take a job.
 
         `slot_bytes` are those of one batch between its phases; none are made where nothing is handed over.
-        Raises LaneError when one does not start, HardwareError when there is no room.
+        Raises LaneError when one cannot be started, HardwareError when there is no room.
         """
         import torch
 
@@ -52,14 +52,21 @@ class Team:
             slots = Slots(self._buffer.export(), SLOTS, slot_bytes)
             inherited += [slots.handle] if isinstance(slots.handle, int) else []
         where = device_of_child(device, placement.mps)
-        begun = time.perf_counter()
+        self._begun = time.perf_counter()
         try:
             for role, cores in zip(placement.roles, placement.cores(), strict=True):
                 child = Child(f"process {role.name!r}", _MODULE, inherited, self._share(role))
                 self._children[role.name] = child
                 child.send(Setup(model.skeleton(), layout, slots, where, placement.mps and gpu, cores))
-            for name in self._children:
-                self._await_start(name, begun)
+        except BaseException:
+            self.close()
+            raise
+
+    def await_ready(self) -> None:
+        """Wait until every worker can take a job. Raises LaneError when one does not start; then all have ended."""
+        try:
+            for name in list(self._children)[len(self.spawn_seconds) :]:
+                self._await_start(name)
         except BaseException:
             self.close()
             raise
@@ -72,7 +79,9 @@ class Team:
     @property
     def alive(self) -> bool:
         """Whether every worker can take a job."""
-        return bool(self._children) and not any(c.gone or c.connection.poll() for c in self._children.values())
+        ready = len(self.spawn_seconds)  # the others may say that they are ready now
+        words = any(child.connection.poll() for child in list(self._children.values())[:ready])
+        return bool(self._children) and not words and not any(child.gone for child in self._children.values())
 
     def send(self, name: str, job: Job) -> None:
         """Give a worker a job; it does one at a time."""
@@ -95,11 +104,11 @@ class Team:
     def _share(self, role: Role) -> MpsShare | None:
         return MpsShare(self._daemon, role.sm_share) if self._daemon and role.sm_share else None
 
-    def _await_start(self, name: str, begun: float) -> None:
+    def _await_start(self, name: str) -> None:
         if not self._children[name].connection.poll(_START_SECONDS):
             raise LaneError(f"process {name!r} did not start within {_START_SECONDS:.0f} s.")
         self._receive(name)
-        self.spawn_seconds.append(time.perf_counter() - begun)
+        self.spawn_seconds.append(time.perf_counter() - self._begun)
 
     def _receive(self, name: str) -> Report:
         child = self._children[name]

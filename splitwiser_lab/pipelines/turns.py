@@ -6,17 +6,18 @@ Beside a pipeline run transformers' own `generate`, whose tokens are the referen
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, cast, runtime_checkable
 
 from splitwiser_lab.engine.engine import Engine
 from splitwiser_lab.errors import HardwareError
 from splitwiser_lab.measure.peers import GeneratePeer
 from splitwiser_lab.measure.reference import Reference, TokenCheck
 from splitwiser_lab.measure.workload import Workload
-from splitwiser_lab.pipelines.document import BASE, Row
+from splitwiser_lab.pipelines.arrivals import Rate, arriving
+from splitwiser_lab.pipelines.rows import BASE, Row
 
 _ENGINE_MODES = {"cpu": ("sequential", "processes"), "cuda": ("sequential", "streams")}
 
@@ -25,6 +26,15 @@ class Runner(Protocol):
     """A way to do the work: figures and tokens of one round."""
 
     def __call__(self, workload: Workload) -> tuple[dict[str, Any], list[list[int]]]: ...
+
+
+@runtime_checkable
+class Launched(Protocol):
+    """A way to do the work that has processes of its own."""
+
+    def launch(self, workload: Workload) -> None:
+        """Start them for work like this, unless they run, without waiting for them."""
+        ...
 
 
 class Placed(Protocol):
@@ -65,16 +75,23 @@ class Plan(Protocol):
 
 @dataclass(frozen=True)
 class Turns:
-    """Lets all runners do the same work by turns. What has no room goes to `skipped`; where that is None, it raises."""
+    """Lets all runners do the same work by turns. What has no room goes to `skipped`; where that is None, it raises.
+
+    With `rates`, the same requests also come one by one, at each of them, to all but `generate`. With
+    `start_together`, all processes start side by side, which is faster; what each start took, and what memory is
+    whose, is not told then, and memory that none has taken yet is offered to all: let them be few enough.
+    """
 
     runners: dict[str, Runner]
     experiment: Plan
     judge: Reference
     skipped: dict[str, str] | None
     report: Callable[[str], None]
+    rates: Sequence[Rate] = ()
+    start_together: bool = False
 
     def rows(self, output: int, repeats: int) -> list[Row]:
-        """One row for each runner, with `output` new tokens a request."""
+        """One row for each runner and way of arriving, with `output` new tokens a request."""
         work = self.experiment.workload(output)
         prompts = prompts_of(work, self.judge.model)
         self.report(f"{output} new tokens: asking transformers for the reference's tokens")
@@ -84,26 +101,53 @@ class Turns:
         def check(number: int, ours: tuple[int, ...]) -> TokenCheck:
             return self.judge.check(prompts[number], ours, expected[number])
 
-        rows = {name: self._row(name, output) for name in self.runners if self._warm_up(name, output)}
+        if self.start_together:
+            self._launch(work)
+        names = [name for name in self.runners if self._warm_up(name, output)]
+        rows = self._rounds(work, names, output, None, repeats, check)
+        served = next(row for row in rows if row.name == BASE).figure("request_throughput") or 0.0
+        later = [name for name in names if name != "generate"]  # it takes batches, which have to be there
+        for rate in (wanted.requests_per_s(served) for wanted in self.rates):
+            rows += self._rounds(arriving(work, rate), later, output, rate, repeats, check)
+        return rows
+
+    def _rounds(
+        self,
+        work: Workload,
+        names: Sequence[str],
+        output: int,
+        rate: float | None,
+        repeats: int,
+        check: Callable[[int, tuple[int, ...]], TokenCheck],
+    ) -> list[Row]:
+        rows = {name: self._row(name, output, rate) for name in names}
+        when = "" if rate is None else f", {rate:.3g} requests/s"
         for number in range(repeats):
             for name, row in rows.items():
-                self.report(f"{output} new tokens: round {number + 1} of {repeats}, {name}")
+                self.report(f"{output} new tokens{when}: round {number + 1} of {repeats}, {name}")
                 figures, tokens = self.runners[name](work)
                 row.add(figures)
-                row.judge(map(check, range(len(prompts)), map(tuple, tokens)))
+                row.judge(map(check, range(len(work)), map(tuple, tokens)))
             base = rows[BASE].samples["output_throughput"][-1]
             for row in rows.values():
                 row.add({"over_sequential": row.samples["output_throughput"][-1] / base})
         return list(rows.values())
 
+    def _launch(self, work: Workload) -> None:
+        for name, runner in self.runners.items():
+            if isinstance(runner, Launched):
+                self.report(f"starting {name}")
+                with suppress(HardwareError):  # the warm-up comes to it again, and knows what to do
+                    runner.launch(work)
+
     def _placement(self, name: str) -> Placed | None:
         return next((placement for placement in self.experiment.placements if str(placement) == name), None)
 
-    def _row(self, name: str, output: int) -> Row:
+    def _row(self, name: str, output: int, rate: float | None) -> Row:
         placement = self._placement(name)
         if placement is None:
-            return Row(name, output, name.partition(":")[0])
-        return Row(name, output, placement.mode, placement.processes, placement.mps)
+            return Row(name, output, name.partition(":")[0], rate=rate)
+        return Row(name, output, placement.mode, placement.processes, placement.mps, rate)
 
     def _warm_up(self, name: str, output: int) -> bool:
         """Start and run it once. False when there is no room for it."""

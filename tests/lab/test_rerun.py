@@ -7,9 +7,19 @@ from pathlib import Path
 import pytest
 
 from splitwiser_lab.lab import rerun
-from splitwiser_lab.lab.rerun import MISSING, beside_reported, best, gains, recorded_reproductions, summary, throughputs
-from splitwiser_lab.pipelines.document import Reproduction, Row, Work
+from splitwiser_lab.lab.rerun import (
+    MISSING,
+    beside_reported,
+    best,
+    gains,
+    one_by_one,
+    recorded_reproductions,
+    summary,
+    throughputs,
+)
+from splitwiser_lab.pipelines.document import Reproduction
 from splitwiser_lab.pipelines.reported import CLAIMS, as_gain
+from splitwiser_lab.pipelines.rows import Row, Work
 
 ORIGIN = {
     "hardware": {"device_name": "some CPU", "cores": 2},
@@ -51,6 +61,33 @@ def test_every_machine_and_pipeline_has_a_column_recorded_or_not(recordings: lis
     ]
     assert "some CPU, 2 CPU cores; 2026-01-01, commit abc" in str(recordings[0])
     assert str(recordings[1]) == f"CPU, vLLM: {MISSING}"
+
+
+def test_several_recordings_of_a_pipeline_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both models, an older regime, and requests one by one, as they will come from a GPU."""
+    late = Row("split × 2, shared", 12, "split", 2, rate=5.0)
+    late.add({"output_throughput": 60.0, "over_sequential": 1.0, "p99_itl_ms": 4.0, "median_ttft_ms": 30.0})
+    base = Row("sequential", 12, "sequential", rate=5.0)
+    base.add({"output_throughput": 60.0, "over_sequential": 1.0, "p99_itl_ms": 16.0, "median_ttft_ms": 20.0})
+    rows = (row("sequential", "sequential", 1, 1.0), row("split × 2, shared", "split", 2, 0.5), base, late)
+    for number, (model, eager) in enumerate([("opt", False), ("opt", True), ("llama", False)]):
+        work = Work(model, True, "bfloat16", 8, 64, 8, 0, eager)
+        made = Reproduction("vllm", work, rows, {}, ORIGIN)
+        made.to_json(tmp_path / "recordings" / "h200" / f"reproduce-vllm-{number}.json")
+    monkeypatch.setattr(rerun.shipped, "PLACES", (tmp_path,))
+    found = [recorded for recorded in recorded_reproductions() if recorded.document]
+    labels = ["H200, vLLM, opt, default", "H200, vLLM, opt, eager", "H200, vLLM, llama, default"]
+    assert [recorded.label for recorded in found] == labels
+    table = beside_reported(found)
+    assert all(table[1][label] == "best: split × 2, shared: 0.50, a loss" for label in labels)
+    assert [line["recorded"] for line in summary(found)] == labels
+    document = found[0].document
+    assert document is not None and gains(document, 12) == {"sequential": 1.0, "split × 2, shared": 0.5}
+    latencies = one_by_one(found)
+    assert [line["recorded"] for line in latencies] == labels and latencies[0]["arrivals/s"] == "5"
+    assert latencies[0]["TTFT p50"] == "sequential (20 ms, 1.00 ×)" and latencies[0]["TTFT p99"] == "n/a"
+    assert latencies[0]["ITL p99"] == "split × 2, shared (4 ms, 0.25 ×)"
+    assert one_by_one([])[0]["arrivals/s"] == MISSING
 
 
 def test_claims_stand_beside_the_rows_they_mean(recordings: list[rerun.Recorded]) -> None:

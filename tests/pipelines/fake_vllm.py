@@ -57,7 +57,7 @@ class Engine:
         if self.fault[:2] == ["die", self.part] and self.steps == int(self.fault[2]):
             print("the fake engine was told to die", file=sys.stderr, flush=True)
             os.kill(os.getpid(), signal.SIGKILL)
-        start, tokens, finished, moved = time.monotonic(), [], [], {}
+        start, tokens, finished, moved = time.monotonic(), [], [], []
         time.sleep(0.2 if self.fault == ["slow"] else 0.001)
         for name, request in list(self.running.items()):
             now = time.monotonic()
@@ -65,7 +65,7 @@ class Engine:
                 request["scheduled"], request["first"] = start, now
                 if request["transfer"]:
                     what, count = request["transfer"]["what"], request["transfer"]["tokens"]
-                    moved[what] = moved.get(what, 0) + 1000 * -(-count // 32)
+                    moved.append([what, 1000 * -(-count // 32), 0.001, name])
             token = next_token(request["known"])
             request["known"].append(token)
             request["left"] -= 1
@@ -76,7 +76,6 @@ class Engine:
                 reason = "stop" if token in request["stop"] else "length"
                 finished.append({"id": name, "reason": reason, **times, "last": now, "preemptions": 0})
         self.steps += 1
-        moved = [[what, nbytes, 0.001] for what, nbytes in moved.items()]
         say(self.line, kind="step", start=start, end=time.monotonic(), tokens=tokens, finished=finished, moved=moved)
 
 

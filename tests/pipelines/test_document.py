@@ -13,9 +13,10 @@ from splitwiser_lab import RecordingError
 from splitwiser_lab.cli import app
 from splitwiser_lab.measure.reference import TokenCheck
 from splitwiser_lab.pipelines.ceiling import Ceiling
-from splitwiser_lab.pipelines.document import Reproduction, Row, Work
+from splitwiser_lab.pipelines.document import Reproduction
 from splitwiser_lab.pipelines.join import join
 from splitwiser_lab.pipelines.phase_figures import PhaseFigures
+from splitwiser_lab.pipelines.rows import Row, Work
 
 WORK = Work("tiny", False, "float32", 2, 64, 8, 0)
 ORIGIN = {

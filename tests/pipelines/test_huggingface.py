@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import pairwise
+from multiprocessing.connection import Connection
+from select import select
 
 import psutil
 import pytest
@@ -169,6 +171,23 @@ def test_replicas_take_equal_shards(pipeline: HuggingFacePipeline) -> None:
     for span in result.timeline.spans:
         counts[span.lane] += span.sequences if span.phase == "prefill" else 0
     assert sorted(counts.values()) == [3, 4]
+
+
+def test_processes_can_be_launched_and_awaited_later(pipeline: HuggingFacePipeline) -> None:
+    pipeline.set_mode("split")
+    work = Workload.closed(PROMPTS, output_tokens=NEW)
+    pipeline.launch(work, batch_size=2)
+    pids = pipeline.pids
+    assert len(pids) == 2 and not pipeline.spawn_s, "nobody has waited for them"
+    assert select(_connections(pipeline), [], [], 60)[0], "one tells that it is ready"
+    result = pipeline.generate(PROMPTS, NEW, batch_size=2, ignore_eos=True)
+    assert result.tokens == expected("llama", PROMPTS, NEW)
+    assert pipeline.pids == pids and not result.spawn_s and len(pipeline.spawn_s) == 2
+
+
+def _connections(pipeline: HuggingFacePipeline) -> list[Connection]:
+    assert pipeline._team is not None
+    return [child.connection for child in pipeline._team._children.values()]
 
 
 def test_processes_run_on_until_the_mode_changes(pipeline: HuggingFacePipeline) -> None:

@@ -83,7 +83,7 @@ def test_the_command_prints_and_writes(tmp_path: Path, no_process_left: None) ->
     layers, heads, dim = 2, 2, 8
     assert [phase["kv_bytes"] for phase in found["phases"]] == [2 * layers * 2 * heads * n * dim * 4 for n in (20, 25)]
     assert "only a GPU" in prefill["missing"]["SMs at work"]
-    assert prefill["memory_gb"] or "watch it longer" in prefill["missing"]["memory in use"]  # on a busy machine
+    assert prefill["memory_gb"] > 0
     assert json.loads(Reproduction.load(tmp_path / "r.json").to_json()) == found
 
 
@@ -104,6 +104,10 @@ def test_only_the_phases(tmp_path: Path) -> None:
         (["--scale", "large"], "small or paper"),
         (["--processes", "two"], "give whole numbers"),
         (["--pipeline", "vllm", "--only-phases"], "is for --pipeline hf"),
+        (["--pipeline", "vllm", "--rate", "fast"], "give requests a second"),
+        (["--pipeline", "vllm", "--max-batch", "0"], "max_batch=0"),
+        (["--rate", "5"], "each starts when it is full"),
+        (["--eager"], "are for --pipeline vllm"),
     ],
 )
 def test_words_that_cannot_be(words: list[str], message: str) -> None:

@@ -120,6 +120,25 @@ def test_replicas_take_turns_and_arrivals_are_kept(pipeline: VllmPipeline) -> No
     assert lanes == {"engine 0": 9, "engine 1": 9}
 
 
+def test_engines_can_be_launched_and_awaited_later(pipeline: VllmPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    pipeline.set_mode("replicas", 3)
+    work = Workload.closed(PROMPTS, output_tokens=NEW)
+    pipeline.launch(work)
+    pids = pipeline.pids
+    assert len(pids) == 3 and not pipeline.engines, "nobody has waited for them"
+    time.sleep(0.5)  # now they have told that they are ready
+    result = pipeline.generate(PROMPTS, NEW, ignore_eos=True)
+    assert result.tokens == [continued(prompt, NEW) for prompt in PROMPTS]
+    assert pipeline.pids == pids and not result.spawn_s and len(pipeline.engines) == 3
+    pipeline.set_mode("sequential")
+    monkeypatch.setenv("FAKE_VLLM", "no room")
+    pipeline.launch(work)
+    with pytest.raises(LaneError, match="no room for the KV cache"):
+        pipeline.generate(PROMPTS, NEW)
+    assert not pipeline.pids
+    check_works(pipeline, monkeypatch)
+
+
 # -- memory
 
 

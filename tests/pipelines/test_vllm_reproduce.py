@@ -11,6 +11,8 @@ from vllm_models import fake_python, tiny_for_vllm
 
 from splitwiser_lab import ModeError, WorkloadError
 from splitwiser_lab.cli import app
+from splitwiser_lab.pipelines.document import Reproduction
+from splitwiser_lab.pipelines.join import join
 from splitwiser_lab.pipelines.vllm.experiment import VLLM_EXPERIMENTS
 
 pytestmark = pytest.mark.timeout(120)
@@ -69,6 +71,33 @@ def test_an_engine_that_writes_other_tokens_is_found_out(tmp_path: Path, no_proc
     assert all(row["repeats"] == 2 and row["over_sequential"] > 0 for row in found["rows"])
     assert rows["split × 2, shared"]["hand_off_load_ms"] > 0 and rows["sequential"]["spawn_s"] > 0
     assert found["pipeline"] == "vllm" and found["versions"]["vllm"] == "0.32.0"
+
+
+def test_an_older_regime_and_requests_one_by_one(tmp_path: Path, no_process_left: None) -> None:
+    tiny_for_vllm(tmp_path / "tiny")
+    words = ["reproduce", "--pipeline", "vllm", "--model", str(tmp_path / "tiny"), "--device", "cpu", "--mode", "split"]
+    words += ["--vllm", fake_python(tmp_path), "--input", "20", "--output", "4", "--requests", "4", "--repeats", "1"]
+    words += ["--eager", "--max-batch", "2", "--rate", "40,50%", "--no-engine", "--json", str(tmp_path / "r.json")]
+    result = CliRunner().invoke(app, words)
+    assert "tokens differ" in str(result.exception), "the fake's"
+    found = Reproduction.load(tmp_path / "r.json")
+    assert found.work.eager and found.work.max_batch == 2
+    assert "eager, at most 2 at once in each engine" in str(found.work)
+    closed, forty, half = (
+        [row for row in found.rows if row.rate == rate] for rate in dict.fromkeys(row.rate for row in found.rows)
+    )
+    ways = ["sequential", "split × 2, shared", "split × 2, example"]
+    assert [row.name for row in closed] == ["generate", *ways]
+    assert [row.name for row in forty] == [row.name for row in half] == ways and forty[0].rate == 40.0
+    assert half[0].rate == pytest.approx(0.5 * (closed[1].figure("request_throughput") or 0))
+    for row in (*forty, *half):
+        assert all(row.figure(name) is not None for name in ("median_ttft_ms", "p99_ttft_ms", "p99_itl_ms"))
+    table = found.table_rows()
+    assert table[0]["arrivals/s"] == "all at once" and table[4]["arrivals/s"] == "40" and table[4]["ITL p99 ms"]
+    assert sum("shortest ITL p99" in note for note in found.notes()) == 2
+    again = join([found, found], ["a", "b"])
+    assert [(row.name, row.rate) for row in again.rows] == [(row.name, row.rate) for row in found.rows]
+    assert all(row.repeats == 2 for row in again.rows)
 
 
 def test_no_vllm_is_one_clear_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

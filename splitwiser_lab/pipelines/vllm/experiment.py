@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from splitwiser_lab.errors import WorkloadError
 from splitwiser_lab.measure.workload import Workload
+from splitwiser_lab.pipelines.arrivals import Rate
 from splitwiser_lab.pipelines.experiment import Scale
 from splitwiser_lab.pipelines.vllm.placement import VllmPlacement
+from splitwiser_lab.pipelines.vllm.settings import EngineSettings
 
 _REFERENCE_BATCH = 32
 
 
 @dataclass(frozen=True)
 class VllmExperiment:
-    """What `reproduce_vllm` runs: requests of one length, all there at the start, greedy, in each placement."""
+    """What `reproduce_vllm` runs: requests of one length, greedy, in each placement.
+
+    They come all at once, and then, once more for each of `rates`, one by one. `settings` are those of every engine.
+    """
 
     model: str
     input: int
@@ -26,6 +31,8 @@ class VllmExperiment:
     batch: int = _REFERENCE_BATCH  # prompts that transformers' `generate`, the reference, takes at once
     dtype: str = "auto"
     seed: int = 0
+    rates: tuple[Rate, ...] = ()
+    settings: EngineSettings = field(default_factory=EngineSettings)
 
     def workload(self, output: int) -> Workload:
         """Random prompts, the same for every placement and output length."""

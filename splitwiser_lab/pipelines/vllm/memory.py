@@ -44,7 +44,7 @@ class Work:
 
 @dataclass(frozen=True)
 class KVBudget:
-    """KV cache of each engine in bytes, and slots of `slot_bytes` in host memory for what is handed over."""
+    """KV cache of each engine in bytes, and slots of `slot_bytes` for what is handed over: files, or shared memory."""
 
     kv_bytes: tuple[int, ...]
     slots: int
@@ -62,11 +62,12 @@ def kv_budget(
     """
     kind, count = torch.device(device).type, placement.engines
     block, token = BLOCK_SIZE[kind], model.kv_token_bytes
-    one = _up(work.total, block) + _SPARE_TOKENS
+    one = least_tokens(work, kind)
     wanted = [max(one, n * _up(work.total, block) + _SPARE_TOKENS) for n in _shares(placement, work)]
     slot_bytes = _up(work.prompt, _LARGEST_BLOCK) * token if placement.mode == "split" else 0
-    slots = _slots(slot_bytes, work.at_once, host_free) if slot_bytes else 0
-    hand_off = slots * slot_bytes if kind == "cpu" else 0
+    in_device = kind == "cpu" or placement.connector == "shared"  # files lie in the host's memory
+    slots = _slots(slot_bytes, work.at_once, free if in_device else host_free) if slot_bytes else 0
+    hand_off = slots * slot_bytes if in_device else 0
     usable, each = USABLE * free - hand_off, model.weight_bytes + _PROCESS_BYTES[kind]
     text = (
         f"{count} × ({_gib(model.weight_bytes)} weights + {_gib(_PROCESS_BYTES[kind])} process + {_gib(one * token)} "
@@ -82,6 +83,11 @@ def kv_budget(
     scale = min(1.0, ((usable - count * each) / token - count * one) / more) if more else 0.0
     tokens = [one + math.floor(scale * (want - one)) for want in wanted]
     return KVBudget(tuple(n // block * block * token for n in tokens), slots, slot_bytes, text)
+
+
+def least_tokens(work: Work, kind: str) -> int:
+    """Tokens of the smallest KV cache that an engine can work with: one longest request, and what vLLM keeps empty."""
+    return _up(work.total, BLOCK_SIZE[kind]) + _SPARE_TOKENS
 
 
 def _shares(placement: VllmPlacement, work: Work) -> list[int]:

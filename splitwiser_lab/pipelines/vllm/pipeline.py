@@ -23,6 +23,7 @@ from splitwiser_lab.pipelines.vllm.memory import BLOCK_SIZE, Work
 from splitwiser_lab.pipelines.vllm.placement import VllmPlacement
 from splitwiser_lab.pipelines.vllm.process import vllm_python as find_python
 from splitwiser_lab.pipelines.vllm.result import Progress, VllmResult
+from splitwiser_lab.pipelines.vllm.settings import EngineSettings
 from splitwiser_lab.pipelines.vllm.source import VllmModel, load_vllm_model
 from splitwiser_lab.pipelines.vllm.team import EngineFacts, Team
 
@@ -32,12 +33,14 @@ MOST_AT_ONCE = {"cpu": 64, "cuda": 256}  # requests in an engine's batch
 class VllmPipeline:
     """A model, and vLLM engines over it that start with the first run and stay until the mode changes."""
 
-    def __init__(self, model: VllmModel, device: str, placement: VllmPlacement, python: str) -> None:
+    def __init__(
+        self, model: VllmModel, device: str, placement: VllmPlacement, python: str, settings: EngineSettings
+    ) -> None:
         """Use `from_pretrained`."""
         placement.check(device)
         self.name, self.device, self.facts, self.tokenizer = model.name, device, model.facts, model.tokenizer
         self.random_weights, self.dtype = model.random_weights, model.dtype
-        self._model, self._python, self._placement = model, python, placement
+        self._model, self._python, self._placement, self._settings = model, python, placement, settings
         self._intake = Intake(model.facts, model.tokenizer, model.facts.context)
         self._team, self._closed = None, False
 
@@ -56,18 +59,23 @@ class VllmPipeline:
         connector: str | None = None,
         mps: bool = False,
         sm_shares: Sequence[int] | None = None,
+        eager: bool = False,
+        max_batch: int | None = None,
         vllm_python: str | None = None,
     ) -> VllmPipeline:
         """An alias, a folder, a Hub id, or a shape with random weights; modes and options as in `set_mode`.
 
-        `vllm_python` is the Python of an environment with vLLM (None: this one, or the one that `make vllm`
-        made). Raises ModeError without vLLM, ModelError, HardwareError.
+        `eager`: no CUDA graphs and nothing compiled, as older versions worked (a CPU's engines always work so).
+        `max_batch`: requests that each engine runs at once at most. `vllm_python` is the Python of an
+        environment with vLLM (None: this one, or the one that `make vllm` made). Raises ModeError without vLLM,
+        ModelError, HardwareError.
         """
         placement = VllmPlacement.of(mode, engines, chunk_tokens, connector, mps, sm_shares)
+        settings = EngineSettings(eager, max_batch)
         where = choose_device(device).value
         placement.check(where)
         python = find_python(vllm_python)
-        return cls(load_vllm_model(model, where, dtype), where, placement, python)
+        return cls(load_vllm_model(model, where, dtype), where, placement, python, settings)
 
     @property
     def placement(self) -> VllmPlacement:
@@ -140,6 +148,13 @@ class VllmPipeline:
         """Start the engines for this workload, unless they run, so that a smaller run can warm them up."""
         self._ready(self._requests(workload))
 
+    def launch(self, workload: Any) -> None:
+        """Start the engines for this workload, unless they run, and do not wait for them: the next run does.
+
+        On a GPU it waits for an engine that compiles what no other has compiled before.
+        """
+        self._launched(self._requests(workload))
+
     def close(self) -> None:
         """End all engines. Closing twice does nothing."""
         self._stop()
@@ -160,7 +175,7 @@ class VllmPipeline:
 
     def _run(self, requests: Sequence[Request]) -> VllmResult:
         team, spawned = self._ready(requests)
-        progress = Progress(requests, self._placement, team.facts[0].block_size)
+        progress = Progress(requests, self._placement)
         policy = policy_of(self._placement, requests, team.budget.slots, team.budget.slot_bytes)
         origin = time.monotonic()
         for request in requests:
@@ -183,7 +198,13 @@ class VllmPipeline:
         )
 
     def _ready(self, requests: Sequence[Request]) -> tuple[Team, tuple[float, ...]]:
-        """The running engines for these requests, and the seconds it took to start them (none if they ran)."""
+        """The running engines for these requests, and the seconds it took to start them (none if started before)."""
+        team, new = self._launched(requests)
+        team.await_ready()
+        return team, tuple(team.spawn_seconds) if new else ()
+
+    def _launched(self, requests: Sequence[Request]) -> tuple[Team, bool]:
+        """The engines for these requests, and whether they were started just now."""
         if self._closed:
             raise SplitwiserError("this pipeline is closed: make a new one.")
         if not requests:
@@ -191,12 +212,12 @@ class VllmPipeline:
         work = self._work(requests)
         team = self._team
         if team and team.alive and team.placement == self._placement and team.work.covers(work):
-            return team, ()
+            return team, False
         if team and team.placement == self._placement:
             work = work.joined(team.work)
         self._stop()
-        self._team = Team(self._python, self._placement, self._model, self.device, work)
-        return self._team, tuple(self._team.spawn_seconds)
+        self._team = Team(self._python, self._placement, self._model, self.device, work, self._settings)
+        return self._team, True
 
     def _work(self, requests: Sequence[Request]) -> Work:
         kind = "cuda" if self.device.startswith("cuda") else "cpu"

@@ -87,12 +87,6 @@ class VllmPlacement:
         """One for each engine."""
         return self.engines
 
-    def blocks_moved(self, prompt_tokens: int, block_size: int) -> int:
-        """KV blocks that the connector hands over: vLLM's own leaves out the one that decoding goes on in."""
-        if self.connector == "example":
-            return (prompt_tokens - 1) // block_size
-        return -(-prompt_tokens // block_size) if self.connector else 0
-
     @property
     def roles(self) -> list[EngineRole]:
         """The engines, prefill first."""

@@ -58,8 +58,12 @@ class EngineProcess(Child):
         environment: Mapping[str, str],
         inherited: Sequence[int] = (),
         share: MpsShare | None = None,
+        folder: Path | None = None,
     ) -> None:
-        """Start it; with `share`, as a client of an MPS daemon. Raises LaneError, or ModeError without that Python."""
+        """Start it, in `folder` (None: the current one); with `share`, as a client of an MPS daemon.
+
+        Raises LaneError, or ModeError without that Python.
+        """
         self._who, self._share, self._ended, self._words = f"vLLM's {name}", share, False, ""
         around = {**environment, **(share.enter() if share else {})}
         self._output = tempfile.TemporaryFile()  # noqa: SIM115 - it goes with this object
@@ -68,13 +72,14 @@ class EngineProcess(Child):
             fds = [theirs.fileno(), *([share.lifeline] if share else [])]
             try:  # in a process group of its own: Ctrl-C is for the parent, and all of it can be ended at once
                 self._process = subprocess.Popen(
-                    [python, str(PROGRAM), *map(str, fds)],
+                    [_absolute(python), str(PROGRAM), *map(str, fds)],
                     pass_fds=[*fds, *inherited],
                     env=_for_another_python(around),
                     stdin=subprocess.DEVNULL,
                     stdout=self._output,
                     stderr=self._output,
                     process_group=0,
+                    cwd=folder,
                 )
             except OSError as error:
                 ours.close()
@@ -122,4 +127,12 @@ class EngineProcess(Child):
 def _for_another_python(around: Mapping[str, str]) -> dict[str, str]:
     """This environment, without what belongs to this Python, and without anybody's size of the KV cache."""
     hidden = ("PYTHONHOME", "VIRTUAL_ENV", "VLLM_CPU_KVCACHE_SPACE")
-    return {**{name: value for name, value in os.environ.items() if name not in hidden}, **around}
+    kept = {name: value for name, value in os.environ.items() if name not in hidden}
+    if path := kept.get("PYTHONPATH"):  # the engine may run in another folder
+        kept["PYTHONPATH"] = os.pathsep.join(os.path.abspath(entry) for entry in path.split(os.pathsep))
+    return kept | dict(around)
+
+
+def _absolute(program: str) -> str:
+    """A program's path, whatever folder it is started in; a bare name is looked for along the path."""
+    return os.path.abspath(program) if os.path.dirname(program) else program

@@ -9,6 +9,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 from splitwiser_lab.errors import ModeError, ModelError, RequestError
@@ -16,8 +17,9 @@ from splitwiser_lab.hardware import choose_device
 from splitwiser_lab.measure.provenance import provenance
 from splitwiser_lab.measure.reference import Reference
 from splitwiser_lab.measure.workload import Workload
-from splitwiser_lab.pipelines.document import Reproduction, Work
+from splitwiser_lab.pipelines.document import Reproduction
 from splitwiser_lab.pipelines.memory import private_bytes, settled_free_bytes
+from splitwiser_lab.pipelines.rows import Work
 from splitwiser_lab.pipelines.source import SourceModel, load_source
 from splitwiser_lab.pipelines.turns import GenerateRunner, Runner, Turns, engine_runners
 from splitwiser_lab.pipelines.vllm.experiment import VllmExperiment
@@ -32,14 +34,18 @@ def reproduce_vllm(
     repeats: int = 3,
     engine: bool = True,
     skip: bool = True,
+    start_together: bool = False,
     report: Callable[[str], None] = lambda _: None,
     vllm_python: str | None = None,
 ) -> Reproduction:
     """Run `experiment`: each output length, each placement, `repeats` times by turns after a warm-up of each.
 
+    All requests at once, then one by one at each of the experiment's rates, in the same engines.
+
     With `skip`, placements that cannot run here are left out, with the reason; else they raise ModeError.
-    `engine`: also run this package's engine. `vllm_python`: the Python of an environment with vLLM. `report` is
-    told what happens next. Raises ModeError without a vLLM that this pipeline knows.
+    `engine`: also run this package's engine. `start_together`: start all engines side by side, see `Turns`.
+    `vllm_python`: the Python of an environment with vLLM. `report` is told what happens next. Raises ModeError
+    without a vLLM that this pipeline knows.
     """
     if repeats < 1:
         raise RequestError(f"repeats={repeats}: measure at least once, better three times.")
@@ -50,7 +56,17 @@ def reproduce_vllm(
         judge = Reference(source.model)
         folder = _written(stack, source) if source.random_weights else experiment.model
         dtype = str(source.model.dtype).removeprefix("torch.")
-        first = stack.enter_context(VllmPipeline.from_pretrained(folder, where, dtype, vllm_python=vllm_python))
+        settings = experiment.settings
+        first = stack.enter_context(
+            VllmPipeline.from_pretrained(
+                folder,
+                where,
+                dtype,
+                eager=settings.eager,
+                max_batch=settings.max_batch,
+                vllm_python=vllm_python,
+            )
+        )
         runners: dict[str, Runner] = {"generate": GenerateRunner(judge.model, experiment.batch)}
         skipped: dict[str, str] = {}
         for placement in experiment.placements:
@@ -63,10 +79,11 @@ def reproduce_vllm(
         if engine:
             try:
                 longest = experiment.input + max(experiment.outputs)
-                runners.update(engine_runners(stack, experiment.model, where, dtype, experiment.requests, longest))
+                at_once = settings.at_once(experiment.requests)
+                runners.update(engine_runners(stack, experiment.model, where, dtype, at_once, longest))
             except ModelError as error:
                 skipped["engine"] = str(error)
-        turns = Turns(runners, experiment, judge, skipped if skip else None, report)
+        turns = Turns(runners, experiment, judge, skipped if skip else None, report, experiment.rates, start_together)
         rows = tuple(row for output in experiment.outputs for row in turns.rows(output, repeats))
         work = _work(experiment, source, dtype)
         return Reproduction("vllm", work, rows, skipped, _origin(where, runners))
@@ -89,8 +106,12 @@ class _Placed:
         )
         self._pipeline = stack.enter_context(made)
         self._most = experiment.workload(max(experiment.outputs))
-        self._private: float | None = None
+        self._start: dict[str, float | None] = {}  # what the last start cost, where it was the only one
         self.version = ""
+
+    def launch(self, workload: Workload) -> None:
+        """Start its engines and do not wait; what a start costs is not known then."""
+        self._pipeline.launch(self._most)
 
     def __call__(self, workload: Workload) -> tuple[dict[str, Any], list[list[int]]]:
         starting = not self._pipeline.pids
@@ -100,21 +121,33 @@ class _Placed:
         result = self._pipeline.run(workload)
         if starting:
             held = private_bytes(self._pipeline.pids.values(), self._pipeline.device, free)
-            self._private = None if held is None else held / 1e9
+            private = None if held is None else held / 1e9
+            self._start = {"spawn_s": max(self._pipeline.spawn_s), "private_gb": private}
         self.version = result.engines[0].version
-        start = {"spawn_s": max(self._pipeline.spawn_s), "private_gb": self._private}
-        return {**result.figures(), **start}, result.tokens
+        return {**result.figures(), **self._start}, result.tokens
 
 
 def _written(stack: ExitStack, source: SourceModel) -> str:
     """A folder with a model's weights as safetensors, until the stack ends."""
-    folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="splitwiser-shape-"))
+    scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="splitwiser-shape-"))
+    folder = Path(scratch, source.name)  # named as the model: what vLLM compiles is kept by this name
     source.model.save_pretrained(folder)
-    return folder
+    return str(folder)
 
 
 def _work(e: VllmExperiment, source: SourceModel, dtype: str) -> Work:
-    return Work(e.model, source.random_weights, dtype, e.requests, e.input, e.requests, e.seed)
+    settings = e.settings
+    return Work(
+        e.model,
+        source.random_weights,
+        dtype,
+        e.requests,
+        e.input,
+        e.requests,
+        e.seed,
+        settings.eager,
+        settings.max_batch,
+    )
 
 
 def _origin(device: str, runners: dict[str, Runner]) -> dict[str, Any]:

@@ -2,8 +2,8 @@
 
 vLLM's request metrics give when a request was scheduled and when its first and last token came; tokens between
 them have the end of their engine's step. vLLM says nothing of the prompt tokens in a step: those of a prompt that
-was cut into chunks fill the steps from its scheduling to its first token as far as the budget of a step goes. Nor
-does it say which request a hand-off's seconds went to: those of a step are divided by the blocks of its prompts.
+was cut into chunks fill the steps from its scheduling to its first token as far as the budget of a step goes. An
+engine on a GPU schedules ahead: its step gives the tokens of the one before.
 """
 
 from __future__ import annotations
@@ -75,17 +75,17 @@ class _Lane:
 class _Moved:
     """A request's hand-off as far as it is known."""
 
+    written: float
     nbytes: int = 0
     write_s: float = 0.0
-    written: float = 0.0
     load_s: float = 0.0
 
 
 class Progress:
     """Folds the steps of engines into requests, spans and hand-offs while a run goes on."""
 
-    def __init__(self, requests: Sequence[Request], placement: VllmPlacement, block_size: int) -> None:
-        self._requests, self._placement, self._block_size = requests, placement, block_size
+    def __init__(self, requests: Sequence[Request], placement: VllmPlacement) -> None:
+        self._requests, self._placement = requests, placement
         self._mode = placement.mode
         self._parts = {role.name: role.part for role in placement.roles}
         self._lanes = {role.name: _Lane() for role in placement.roles}
@@ -106,21 +106,16 @@ class Progress:
             request = self._requests[int(name)]
             request.output += tokens
             request.token_times += [step["end"]] * len(tokens)
-        self._note_moves(step, new)
+        for index in new:
+            self._moved.setdefault(index, _Moved(step["end"]))  # by the first of its engines
+        for what, nbytes, seconds, name in step["moved"]:
+            moved = self._moved[int(name)]
+            if what == "save":
+                moved.nbytes, moved.write_s = nbytes, seconds
+            else:
+                moved.load_s = seconds
         for end in step["finished"]:
             self._end(engine, lane, end)
-
-    def _note_moves(self, step: Step, new: list[int]) -> None:
-        """Divide what a step moved among the requests whose first token there came with it, by blocks."""
-        blocks = {i: self._placement.blocks_moved(len(self._requests[i].prompt), self._block_size) for i in new}
-        for index, count in blocks.items():
-            moved, part = self._moved.setdefault(index, _Moved()), count / max(1, sum(blocks.values()))
-            moved.written = moved.written or step["end"]  # by the first of its engines
-            for what, nbytes, seconds in step["moved"]:
-                if what == "save":
-                    moved.nbytes, moved.write_s = round(nbytes * part), seconds * part
-                else:
-                    moved.load_s = seconds * part
 
     def _end(self, engine: str, lane: _Lane, end: dict[str, Any]) -> None:
         index, part = int(end["id"]), self._parts[engine]

@@ -49,9 +49,9 @@ def load_vllm_model(model: str | Path, device: str, dtype: str) -> VllmModel:
     name, kind = str(model), choose_dtype(device, dtype).value
     if name in SHAPES:
         scratch = tempfile.TemporaryDirectory(prefix="splitwiser-shape-")
-        config = shape_config(name)
-        config.save_pretrained(scratch.name)
-        return _described(name, Path(scratch.name), config, (), kind, None, scratch)
+        folder, config = Path(scratch.name, name), shape_config(name)
+        config.save_pretrained(folder)
+        return _described(name, folder, config, (), kind, None, scratch)
     folder, _ = find_model(name)
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True)

@@ -19,14 +19,17 @@ from splitwiser_lab.lanes.mps import MpsDaemon, MpsShare
 from splitwiser_lab.lanes.support import index_of
 from splitwiser_lab.pipelines.memory import settled_free_bytes
 from splitwiser_lab.pipelines.team import daemon_for
-from splitwiser_lab.pipelines.vllm.memory import BLOCK_SIZE, Work, kv_budget
+from splitwiser_lab.pipelines.vllm.arguments import engine_arguments
+from splitwiser_lab.pipelines.vllm.memory import Work, kv_budget
 from splitwiser_lab.pipelines.vllm.placement import EngineRole, VllmPlacement
 from splitwiser_lab.pipelines.vllm.process import EngineProcess, check_version
+from splitwiser_lab.pipelines.vllm.settings import EngineSettings
 from splitwiser_lab.pipelines.vllm.source import VllmModel
+from splitwiser_lab.shared_memory import Buffer, DeviceHandle, allocate
 
 _START_SECONDS = 600.0  # a first start on a GPU compiles
-_BATCHED_TOKENS = {"cpu": 2048, "cuda": 8192}  # of a step, where prompts stay whole
 _RAM_FOLDER = Path("/dev/shm")
+_compiled: set[tuple[object, ...]] = set()  # kinds of engines that were started: vLLM keeps what it compiled for them
 
 
 @dataclass(frozen=True)
@@ -42,28 +45,48 @@ class EngineFacts:
 class Team:
     """Engines that run and wait for requests."""
 
-    def __init__(self, python: str, placement: VllmPlacement, model: VllmModel, device: str, work: Work) -> None:
-        """Start all engines, on a GPU one after the other, and wait until each is ready.
+    def __init__(
+        self,
+        python: str,
+        placement: VllmPlacement,
+        model: VllmModel,
+        device: str,
+        work: Work,
+        settings: EngineSettings,
+    ) -> None:
+        """Start all engines; `await_ready` waits until each can take requests.
 
-        Raises HardwareError with the sum when there is no room, ModeError for a vLLM that is missing or unknown,
-        LaneError when an engine does not start.
+        On a GPU the first of its kind starts alone and compiles; the others find what it compiled. Raises
+        HardwareError with the sum when there is no room, ModeError for a vLLM that is missing or unknown, LaneError
+        when an engine does not start.
         """
         self.placement, self.work = placement, work
         self.spawn_seconds: list[float] = []
         self.facts: list[EngineFacts] = []
         self._children: dict[str, EngineProcess] = {}
-        self._python, self._model, self._device = python, model, torch.device(device)
-        self._fd, self._folder = -1, None
+        self._python, self._model, self._device, self._settings = python, model, torch.device(device), settings
+        self._buffer, self._folder = None, None
+        self._begun, self._waiting = time.perf_counter(), list[str]()  # names of engines that were not waited for
         host = free_memory_bytes("cpu")
         self.budget = kv_budget(placement, model, device, work, settled_free_bytes(device), host)
         self._daemon: MpsDaemon | None = daemon_for(index_of(self._device)) if placement.mps else None
         try:
             self._prepare_hand_off()
-            self._start(time.perf_counter())
+            self._start()
         except BaseException:
             self.close()
             raise
 
+    def await_ready(self) -> None:
+        """Wait until every engine can take requests. Raises as the constructor does; then all have ended."""
+        try:
+            while self._waiting:
+                self._await_start(self._waiting.pop(0))
+        except BaseException:
+            self.close()
+            raise
+
+    _buffer: Buffer | None
     _folder: tempfile.TemporaryDirectory[str] | None
 
     @property
@@ -74,7 +97,9 @@ class Team:
     @property
     def alive(self) -> bool:
         """Whether every engine can take requests."""
-        return bool(self._children) and not any(c.gone or c.connection.poll() for c in self._children.values())
+        awaited = (child for name, child in self._children.items() if name not in self._waiting)
+        words = any(child.connection.poll() for child in awaited)  # the others may tell of their start
+        return bool(self._children) and not words and not any(child.gone for child in self._children.values())
 
     def send(self, name: str, requests: list[dict[str, Any]]) -> None:
         """Give requests to an engine."""
@@ -99,9 +124,7 @@ class Team:
         for child in self._children.values():
             child.end()
         self._children.clear()
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        self._buffer = None
         if self._folder is not None:
             self._folder.cleanup()
             self._folder = None
@@ -110,30 +133,35 @@ class Team:
 
     def _prepare_hand_off(self) -> None:
         if self.placement.connector == "shared":
-            if not hasattr(os, "memfd_create"):
-                raise HardwareError("the connector 'shared' needs Linux's anonymous files: use connector='example'.")
-            self._fd = os.memfd_create("splitwiser_lab")
-            os.ftruncate(self._fd, max(1, self.budget.slots * self.budget.slot_bytes))
+            self._buffer = allocate(max(1, self.budget.slots * self.budget.slot_bytes), str(self._device))
         elif self.placement.connector == "example":
             self._folder = _folder_for(self.work.requests * self.budget.slot_bytes)
 
-    def _start(self, begun: float) -> None:
-        together = self._device.type == "cpu"  # on a GPU vLLM measures memory, and neighbours would disturb it
+    def _start(self) -> None:
+        on_cpu = self._device.type == "cpu"
+        handle = self._buffer.export() if self._buffer else None
+        inherited = [handle] if isinstance(handle, int) else []
         for role, cores, kv_bytes in zip(
             self.placement.roles, self.placement.cores(), self.budget.kv_bytes, strict=True
         ):
-            inherited = [self._fd] if self._fd >= 0 else []
             share = MpsShare(self._daemon, role.sm_share) if self._daemon and role.sm_share else None
-            child = EngineProcess(role.name, self._python, self._environment(), inherited, share)
+            child = EngineProcess(
+                role.name, self._python, self._environment(), inherited, share, self._model.folder.parent
+            )
             self._children[role.name] = child
-            settings = {"engine_args": self._arguments(role, kv_bytes), "kv_transfer": self._transfer(role)}
-            child.ask({**settings, "cores": cores if together else None})
-            if not together:
-                self._await_start(role.name, begun)
-        for name in self._children if together else ():
-            self._await_start(name, begun)
+            arguments = engine_arguments(
+                self._model, self.placement, role, self.work, self._settings, self._device, kv_bytes
+            )
+            settings = {"engine_args": arguments, "kv_transfer": self._transfer(role)}
+            child.ask({**settings, "cores": cores if on_cpu else None})
+            kind = _kind(arguments, self.placement)
+            if on_cpu or arguments["enforce_eager"] or kind in _compiled:
+                self._waiting.append(role.name)
+            else:
+                self._await_start(role.name)
+                _compiled.add(kind)
 
-    def _await_start(self, name: str, begun: float) -> None:
+    def _await_start(self, name: str) -> None:
         child = self._children[name]
         version = self._version(child, name)
         try:
@@ -149,7 +177,7 @@ class Team:
                 "than its configuration says: use connector='example' for this model."
             )
         self.facts.append(EngineFacts(name, version, ready["kv_blocks"] * ready["block_size"], ready["block_size"]))
-        self.spawn_seconds.append(time.perf_counter() - begun)
+        self.spawn_seconds.append(time.perf_counter() - self._begun)
 
     def _version(self, child: EngineProcess, name: str) -> str:
         try:
@@ -187,38 +215,6 @@ class Team:
         only = seen[index] if index < len(seen) and seen[index] else str(index)
         return {"VLLM_USE_FLASHINFER_SAMPLER": "0", **own, "CUDA_VISIBLE_DEVICES": only}
 
-    def _arguments(self, role: EngineRole, kv_bytes: int) -> dict[str, Any]:
-        """What vLLM's EngineArgs get; equal in every mode but for what the mode is."""
-        kind, most = self._device.type, self.work.total
-        chunk = self.placement.chunk_tokens
-        sequences = max(2, min(self.work.at_once, chunk or self.work.at_once))  # a step has a token for each
-        whole = max(most, _BATCHED_TOKENS[kind]) if role.part == "both" else max(most, sequences)
-        given: dict[str, Any] = {
-            "model": str(self._model.folder),
-            "dtype": self._model.dtype,
-            "max_model_len": most,
-            "max_num_seqs": sequences,
-            # The prefill engine takes one longest prompt in a step, so that decoding begins while it goes on.
-            "max_num_batched_tokens": chunk or whole,
-            "enable_chunked_prefill": chunk is not None,
-            "enable_prefix_caching": False,
-            "enforce_eager": kind == "cpu",
-            "kv_cache_memory_bytes": kv_bytes,
-            "skip_tokenizer_init": True,  # token ids in, token ids out
-            "generation_config": "vllm",
-            "disable_log_stats": False,  # else there are no request metrics
-        }
-        if self._model.random_weights:
-            given["load_format"] = "dummy"
-        if self.placement.mode == "split":
-            given["disable_hybrid_kv_cache_manager"] = True
-        if kind == "cpu":
-            given["block_size"] = BLOCK_SIZE[kind]
-        else:
-            total = torch.cuda.get_device_properties(self._device).total_memory
-            given["gpu_memory_utilization"] = round(min(0.9, (kv_bytes + self._model.weight_bytes) / total + 0.02), 3)
-        return given
-
     def _transfer(self, role: EngineRole) -> dict[str, Any] | None:
         if self.placement.connector is None:
             return None
@@ -228,9 +224,20 @@ class Team:
             "kv_connector_module_path": "splitwiser_shared" if shared else "splitwiser_folder",
             "kv_role": "kv_producer" if role.part == "prefill" else "kv_consumer",
             "kv_connector_extra_config": (
-                {"fd": self._fd} if shared else {"shared_storage_path": self._folder.name if self._folder else ""}
+                {"memory": _described(self._buffer)}
+                if shared
+                else {"shared_storage_path": self._folder.name if self._folder else ""}
             ),
         }
+
+
+def _described(buffer: Buffer | None) -> dict[str, Any]:
+    """How an engine finds this memory: see engine_side/splitwiser_memory.py."""
+    assert buffer is not None
+    handle = buffer.export()
+    if isinstance(handle, DeviceHandle):
+        return {"handle": handle.allocation.hex(), "offset": handle.offset, "nbytes": buffer.nbytes}
+    return {"fd": handle}
 
 
 def _folder_for(nbytes: int) -> tempfile.TemporaryDirectory[str]:
@@ -242,3 +249,9 @@ def _folder_for(nbytes: int) -> tempfile.TemporaryDirectory[str]:
         f"the connector 'example' needs {nbytes / 2**20:.0f} MiB of files for keys and values, and neither "
         f"{_RAM_FOLDER} nor {tempfile.gettempdir()} has that much room: use connector='shared'."
     )
+
+
+def _kind(arguments: dict[str, Any], placement: VllmPlacement) -> tuple[object, ...]:
+    """What vLLM compiles for: engines of one kind share the result."""
+    shape = ("model", "dtype", "max_model_len", "max_num_batched_tokens", "max_cudagraph_capture_size")
+    return (*(arguments.get(name) for name in shape), placement.connector is None)

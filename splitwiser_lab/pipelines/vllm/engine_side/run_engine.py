@@ -92,7 +92,7 @@ class Server:
     def _add(self, request: dict[str, Any]) -> None:
         from vllm.sampling_params import RequestOutputKind
 
-        transfer = request["transfer"]
+        transfer = request["transfer"] and request["transfer"] | {"request": request["id"]}
         sampling = self._vllm.SamplingParams(
             temperature=0.0,
             max_tokens=request["new_tokens"],
@@ -115,7 +115,8 @@ class Server:
                 tokens.append([name, list(part.token_ids)])
             if output.finished:
                 finished.append({"id": name, "reason": part.finish_reason, **_times(output)})
-        said = {"start": start, "end": end, "tokens": tokens, "finished": finished, "moved": stopwatch.take()}
+        moved = stopwatch.take([name for name, _ in tokens])  # before its first token here is known to others
+        said = {"start": start, "end": end, "tokens": tokens, "finished": finished, "moved": moved}
         self._line.say({"kind": "step", **said})
 
 

@@ -28,32 +28,44 @@ class FolderConnector(ExampleConnector):  # type: ignore[misc]
     def build_connector_meta(self, scheduler_output: Any) -> Any:
         """As ExampleConnector has it; where a prompt fills its blocks exactly, it would look for one block too many."""
         new = scheduler_output.scheduled_new_reqs
-        lengths = [len(r.prompt_token_ids or []) for r in new if r.req_id in self._requests_need_load]
+        loading = [request for request in new if request.req_id in self._requests_need_load]
+        saving = [request for request in new if request.req_id not in self._requests_need_load]
         planned = super().build_connector_meta(scheduler_output)
         loads = [r for r in planned.requests if not r.is_store]
-        for load, length in zip(loads, lengths, strict=False):  # resumed requests come after the new ones
-            stored = (length - 2) // self._block_size * self._block_size
+        for load, request in zip(loads, loading, strict=False):  # resumed requests come after the new ones
+            stored = (len(request.prompt_token_ids or []) - 2) // self._block_size * self._block_size
             load.token_ids, load.slot_mapping = load.token_ids[:stored], load.slot_mapping[:stored]
+        for each, request in (*zip(loads, loading, strict=False), *zip(self._stores(planned), saving, strict=False)):
+            each.request = _name(request)
         return planned
 
     def save_kv_layer(self, layer_name: str, kv_layer: torch.Tensor, attn_metadata: Any, **kwargs: Any) -> None:
         """Write one layer's part of each prompt that was computed in this step."""
-        stored = [r for r in self._get_connector_metadata().requests if r.is_store]
+        token = self._token_bytes(kv_layer)
         with stopwatch("save") as moved:
             super().save_kv_layer(layer_name, kv_layer, attn_metadata, **kwargs)
-            moved[0] += sum(len(r.slot_mapping) for r in stored) * self._token_bytes(kv_layer)
+            stores = self._stores(self._get_connector_metadata())
+            moved.update({r.request: len(r.slot_mapping) * token for r in stores if hasattr(r, "request")})
 
     def start_load_kv(self, forward_context: Any, **kwargs: Any) -> None:
         """Read all layers of each prompt that joins in this step."""
-        tokens = sum(len(r.slot_mapping) for r in self._get_connector_metadata().requests if not r.is_store)
+        loads = [r for r in self._get_connector_metadata().requests if not r.is_store]
         layers = (getattr(layer, "kv_cache", None) for layer in forward_context.no_compile_layers.values())
-        each = [self._token_bytes(layer) for layer in layers if layer is not None] if tokens else []
+        token = sum(self._token_bytes(layer) for layer in layers if layer is not None) if loads else 0.0
         with stopwatch("load") as moved:
             super().start_load_kv(forward_context, **kwargs)
-            moved[0] += tokens * sum(each)
+            moved.update({r.request: len(r.slot_mapping) * token for r in loads if hasattr(r, "request")})
+
+    def _stores(self, planned: Any) -> list[Any]:
+        return [request for request in planned.requests if request.is_store]
 
     def _token_bytes(self, layer: Any) -> float:
         """Bytes of one token's key and value in one layer."""
         tensor = layer[0] if isinstance(layer, list | tuple) else layer
         blocks: int = self._vllm_config.cache_config.num_gpu_blocks
         return float(tensor.numel() * tensor.element_size() / (blocks * self._block_size))
+
+
+def _name(request: Any) -> str:
+    """The parent's name for a request that the scheduler speaks of."""
+    return str(request.sampling_params.extra_args["kv_transfer_params"]["request"])

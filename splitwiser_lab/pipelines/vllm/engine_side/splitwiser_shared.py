@@ -1,18 +1,17 @@
 """A connector of ours: keys and values pass through memory that the prefill and the decode engine both map.
 
 Whole blocks are copied, at a place that the parent chose, and the decode engine starts with the newest token: it
-computes no token of the prompt again.
+computes no token of the prompt again. On a GPU that memory is the GPU's own, and nothing passes through the host.
 """
 
 from __future__ import annotations
 
-import math
-import mmap
-import os
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from splitwiser_memory import Memory, memory_of
+from splitwiser_pages import Job, Pages
 from splitwiser_stopwatch import stopwatch
 from vllm.distributed.kv_transfer.kv_connector.v1.base import (
     KVConnectorBase_V1,
@@ -22,64 +21,24 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
 
 
 @dataclass
-class Job:
-    """Blocks of one request to move, and the byte of the shared memory at which its pages begin."""
-
-    what: str
-    blocks: list[int]
-    offset: int
-
-
-@dataclass
 class Jobs(KVConnectorMetadata):  # type: ignore[misc]
     """What the scheduler tells the worker to move in a step."""
 
     jobs: list[Job] = field(default_factory=list)
 
 
-class Pages:
-    """The engine's KV cache, all layers, seen as whole blocks; and the memory shared with other processes."""
-
-    def __init__(self, layers: list[torch.Tensor], blocks: int, fd: int) -> None:
-        self._fd = fd
-        self._map: mmap.mmap | None = None
-        self._layers: list[torch.Tensor] = []
-        for layer in layers:
-            if blocks not in layer.shape:
-                raise RuntimeError(
-                    f"SharedConnector cannot find {blocks} blocks in a KV cache of shape {tuple(layer.shape)}: "
-                    "use the connector 'example'"
-                )
-            self._layers.append(layer.movedim(layer.shape.index(blocks), 0))  # [blocks, ...]
-        self.page_bytes = sum(layer[0].numel() * layer.element_size() for layer in self._layers)
-
-    def move(self, job: Job) -> int:
-        """Copy a request's blocks to or from the shared memory; bytes moved."""
-        index, offset = torch.tensor(job.blocks), job.offset
-        for layer in self._layers:
-            shape = (len(job.blocks), *layer.shape[1:])
-            there = self._view(layer.dtype, shape, offset)
-            if job.what == "save":
-                there.copy_(layer[index.to(layer.device)])
-            else:
-                layer[index.to(layer.device)] = there.to(layer.device)
-            offset += there.numel() * there.element_size()
-        return offset - job.offset
-
-    def _view(self, dtype: torch.dtype, shape: tuple[int, ...], offset: int) -> torch.Tensor:
-        size = os.fstat(self._fd).st_size
-        if self._map is None or len(self._map) < size:  # the parent has made room
-            self._map = mmap.mmap(self._fd, size)
-        return torch.frombuffer(self._map, dtype=dtype, count=math.prod(shape), offset=offset).view(shape)
-
-
 class SharedConnector(KVConnectorBase_V1):  # type: ignore[misc]
-    """Moves the blocks of a prompt through shared memory, at once and within the engine's step."""
+    """Moves the blocks of a prompt through shared memory, within the engine's step.
+
+    A GPU copies in the order of its stream, so that loads are there before any layer reads them; that saves are there
+    before the decode engine hears of them is the stopwatch's to wait for.
+    """
 
     def __init__(self, vllm_config: Any, role: KVConnectorRole, kv_cache_config: Any) -> None:
         super().__init__(vllm_config=vllm_config, role=role, kv_cache_config=kv_cache_config)
         self._blocks = int(kv_cache_config.num_blocks)
-        self._fd = int(self._kv_transfer_config.get_from_extra_config("fd", -1))
+        self._described = dict(self._kv_transfer_config.get_from_extra_config("memory", {}))
+        self._memory: Memory | None = None
         self._loaded: set[str] = set()
         self._planned: list[Job] = []
 
@@ -102,7 +61,7 @@ class SharedConnector(KVConnectorBase_V1):  # type: ignore[misc]
             return
         count = -(-int(transfer["tokens"]) // self._vllm_config.cache_config.block_size)
         own = list(blocks.get_block_ids()[0])[:count]
-        self._planned.append(Job(what, own, int(transfer["offset"])))
+        self._planned.append(Job(transfer["request"], what, own, int(transfer["offset"])))
 
     def build_connector_meta(self, scheduler_output: Any) -> Jobs:
         """Hand the plan of this step to the worker."""
@@ -120,7 +79,8 @@ class SharedConnector(KVConnectorBase_V1):  # type: ignore[misc]
         """See the engine's KV cache, once it has one."""
         global pages
         layers = [layer[0] if isinstance(layer, list | tuple) else layer for layer in kv_caches.values()]
-        pages = Pages(layers, self._blocks, self._fd)
+        pages = Pages(layers, self._blocks)
+        self._memory = memory_of(self._described)
 
     def start_load_kv(self, forward_context: Any, **kwargs: Any) -> None:
         """Copy what joins in this step, before any layer reads it."""
@@ -138,11 +98,11 @@ class SharedConnector(KVConnectorBase_V1):  # type: ignore[misc]
 
     def _do(self, what: str) -> None:
         jobs = [job for job in self._get_connector_metadata().jobs if job.what == what]
-        if pages is None:  # before there is a cache there is nothing to move
+        if pages is None or self._memory is None:  # before there is a cache there is nothing to move
             return
-        with stopwatch(what) as moved:
-            for job in jobs:
-                moved[0] += pages.move(job)
+        for job in jobs:
+            with stopwatch(what, self._memory.on_gpu) as moved:
+                moved[job.request] = pages.move(job, self._memory)
 
 
 pages: Pages | None = None  # of this process's engine, which tells the parent how large they are

@@ -1,0 +1,73 @@
+"""What vLLM is told of an engine: equal in every mode but for what the mode is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from splitwiser_lab.pipelines.vllm.memory import BLOCK_SIZE, Work, least_tokens
+from splitwiser_lab.pipelines.vllm.placement import EngineRole, VllmPlacement
+from splitwiser_lab.pipelines.vllm.settings import EngineSettings
+from splitwiser_lab.pipelines.vllm.source import VllmModel
+
+_BATCHED_TOKENS = {"cpu": 2048, "cuda": 8192}  # of a step, where prompts stay whole
+_GRAPH_STEP = 8  # tokens between two batch sizes that vLLM captures
+
+
+def engine_arguments(
+    model: VllmModel,
+    placement: VllmPlacement,
+    role: EngineRole,
+    work: Work,
+    settings: EngineSettings,
+    device: torch.device,
+    kv_bytes: int,
+) -> dict[str, Any]:
+    """The fields of vLLM's EngineArgs for one engine with `kv_bytes` of KV cache."""
+    kind, most, chunk = device.type, work.total, placement.chunk_tokens
+    sequences = settings.at_once(max(2, min(work.at_once, chunk or work.at_once)))  # a step has a token for each
+    whole = max(most, _BATCHED_TOKENS[kind]) if role.part == "both" else max(most, sequences)
+    given: dict[str, Any] = {
+        "model": model.folder.name,  # the engine's working folder is the one around it
+        "dtype": model.dtype,
+        "max_model_len": most,
+        "max_num_seqs": sequences,
+        # The prefill engine takes one longest prompt in a step, so that decoding begins while it goes on.
+        "max_num_batched_tokens": chunk or whole,
+        "enable_chunked_prefill": chunk is not None,
+        "enable_prefix_caching": False,
+        "enforce_eager": settings.eager or kind == "cpu",
+        "kv_cache_memory_bytes": kv_bytes,
+        "skip_tokenizer_init": True,  # token ids in, token ids out
+        "generation_config": "vllm",
+        "disable_log_stats": False,  # else there are no request metrics
+    }
+    if model.random_weights:
+        given["load_format"] = "dummy"
+    if placement.mode == "split":
+        given["disable_hybrid_kv_cache_manager"] = True
+    given["block_size"] = BLOCK_SIZE[kind]
+    if kind == "cpu":
+        return given
+    if not given["enforce_eager"]:
+        given["max_cudagraph_capture_size"] = _largest_graph(role, work, sequences)
+    total = torch.cuda.get_device_properties(device).total_memory
+    given["gpu_memory_utilization"] = round(min(0.9, (kv_bytes + model.weight_bytes) / total + 0.02), 3)
+    # vLLM compiles anew for each number of bytes, though nothing that it compiles depends on them, but not for each
+    # number of blocks: so the bytes are those of the smallest cache, and the blocks say how large this one is.
+    block = BLOCK_SIZE[kind] * model.kv_token_bytes
+    smallest = least_tokens(work, kind) * model.kv_token_bytes
+    return given | {"kv_cache_memory_bytes": smallest, "num_gpu_blocks_override": kv_bytes // block}
+
+
+def _largest_graph(role: EngineRole, work: Work, sequences: int) -> int:
+    """Tokens of the largest step that is captured: every decode step of a full batch, and no more.
+
+    vLLM would capture twice that by itself; but a step with a whole prompt in it is longer still, and is not captured
+    either way, so that half of the captures, and their seconds at each start, serve nothing here. An engine that only
+    prefills has no decode steps.
+    """
+    if role.part == "prefill" and work.prompt > 2 * sequences:
+        return 1
+    return -(-sequences // _GRAPH_STEP) * _GRAPH_STEP if sequences > _GRAPH_STEP else sequences

@@ -1,0 +1,260 @@
+"""What engines are told and how they start, above all on a GPU, for which fakes stand here."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from fake_vllm import continued
+from tiny_models import prompts_of
+from vllm_models import fake_python, tiny_for_vllm
+
+from splitwiser_lab import ModeError, VllmPipeline, Workload
+from splitwiser_lab.pipelines.source import Facts
+from splitwiser_lab.pipelines.vllm import team
+from splitwiser_lab.pipelines.vllm.arguments import engine_arguments
+from splitwiser_lab.pipelines.vllm.memory import Work, kv_budget
+from splitwiser_lab.pipelines.vllm.placement import VllmPlacement
+from splitwiser_lab.pipelines.vllm.settings import EngineSettings
+from splitwiser_lab.pipelines.vllm.source import VllmModel
+from splitwiser_lab.shared_memory import DeviceHandle, allocate
+
+MODEL = VllmModel("m", Path("/models/m"), None, Facts(100, 4096, ()), "bfloat16", False, 2 * 2**30, 36864)
+WORK = Work(1024, 1152, 128, 128)
+GIB = 2**30
+
+
+@pytest.fixture
+def engine_side(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The modules that vLLM's own Python finds beside the program it runs."""
+    monkeypatch.syspath_prepend(str(Path(team.__file__).parent / "engine_side"))
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU of 140 GiB, to those who ask what there is."""
+    properties = SimpleNamespace(total_memory=140 * GIB)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    monkeypatch.setattr(team, "_compiled", set())
+
+
+# -- what an engine is told
+
+
+def told(
+    placement: VllmPlacement, settings: EngineSettings | None = None, device: str = "cuda:0"
+) -> list[dict[str, Any]]:
+    budget = kv_budget(placement, MODEL, device, WORK, 130 * GIB, 100 * GIB)
+    given = settings or EngineSettings()
+    return [
+        engine_arguments(MODEL, placement, role, WORK, given, torch.device(device), kv_bytes)
+        for role, kv_bytes in zip(placement.roles, budget.kv_bytes, strict=True)
+    ]
+
+
+def test_an_engine_on_a_gpu_captures_its_decode_steps_and_no_more(gpu: None) -> None:
+    (one,) = told(VllmPlacement.of("sequential"))
+    assert (one["enforce_eager"], one["max_num_seqs"], one["max_cudagraph_capture_size"]) == (False, 128, 128)
+    assert not one["enable_chunked_prefill"] and one["max_num_batched_tokens"] == 8192
+    prefill, decode = told(VllmPlacement.of("split", 2))
+    assert (prefill["max_cudagraph_capture_size"], decode["max_cudagraph_capture_size"]) == (1, 128)
+    (chunks,) = told(VllmPlacement.of("sequential", chunk_tokens=512))
+    assert chunks["max_num_batched_tokens"] == 512 and chunks["max_cudagraph_capture_size"] == 128
+
+
+def test_what_vllm_compiles_does_not_hang_on_the_size_of_its_cache_or_the_folder(gpu: None) -> None:
+    (one,), many = told(VllmPlacement.of("sequential")), told(VllmPlacement.of("replicas", 4))
+    blocks = [each["num_gpu_blocks_override"] for each in (one, *many)]
+    assert blocks[0] == 128 * 1152 // 16 + 16 and blocks[1:] == [32 * 1152 // 16 + 16] * 4
+    assert {each["kv_cache_memory_bytes"] for each in (one, *many)} == {(1152 + 256) * MODEL.kv_token_bytes}
+    assert one["model"] == "m", "which is found from the folder around it"
+
+
+def test_an_older_regime(gpu: None) -> None:
+    for placement in (VllmPlacement.of("sequential"), VllmPlacement.of("replicas", 2), VllmPlacement.of("split", 2)):
+        for each in told(placement, EngineSettings(eager=True, max_batch=8)):
+            assert each["enforce_eager"] and each["max_num_seqs"] == 8 and "max_cudagraph_capture_size" not in each
+    (one,) = told(VllmPlacement.of("sequential"), EngineSettings(max_batch=1))
+    assert (one["max_num_seqs"], one["max_cudagraph_capture_size"]) == (1, 1)
+    (small,) = told(VllmPlacement.of("sequential"), device="cpu")
+    assert small["enforce_eager"] and "num_gpu_blocks_override" not in small
+
+
+@pytest.mark.parametrize("wrong", [0, -1, 2.5, "8"])
+def test_a_batch_that_cannot_be_is_refused(wrong: Any) -> None:
+    with pytest.raises(ModeError, match=r"max_batch=.*1 or more"):
+        EngineSettings(max_batch=wrong)
+
+
+def test_slots_of_the_shared_connector_lie_on_the_gpu() -> None:
+    shared, example = (VllmPlacement.of("split", 2, connector=name) for name in ("shared", "example"))
+    free, host = 140 * GIB, 4 * GIB
+    on_gpu = kv_budget(shared, MODEL, "cuda:0", WORK, free, host)
+    in_files = kv_budget(example, MODEL, "cuda:0", WORK, free, host)
+    assert on_gpu.slots > in_files.slots, "there is less room on the host"
+    assert f"{on_gpu.slots * on_gpu.slot_bytes / GIB:.2f} GiB hand-off" in on_gpu.sum
+    assert "0.00 GiB hand-off" in in_files.sum
+
+
+# -- how engines start on a GPU
+
+
+def test_engines_of_a_known_kind_start_side_by_side(
+    gpu: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_process_left: None
+) -> None:
+    tiny_for_vllm(tmp_path / "tiny")
+    events: list[str] = []
+    for what in ("ask", "hear"):
+        true = getattr(team.EngineProcess, what)
+
+        def noted(self, *given: Any, what: str = what, true: Any = true) -> Any:
+            events.append(f"{what} {self._who.removeprefix('vLLM')[3:]}")
+            return true(self, *given)
+
+        monkeypatch.setattr(team.EngineProcess, what, noted)
+    buffer = allocate(1 << 20, "cpu")
+    monkeypatch.setattr(buffer, "export", lambda: DeviceHandle(b"\x01" * 64, 512))
+    monkeypatch.setattr(team, "allocate", lambda nbytes, device: buffer)
+    monkeypatch.setattr(team, "settled_free_bytes", lambda device: 100 * GIB)
+    monkeypatch.setattr(team, "index_of", lambda device: 0)
+    sent: list[dict[str, Any]] = []
+    monkeypatch.setattr(team.Team, "_transfer", _spied(team.Team._transfer, sent))
+    with VllmPipeline.from_pretrained(tmp_path / "tiny", "cpu", vllm_python=fake_python(tmp_path)) as made:
+        made.device = "cuda:0"
+        work = Workload.closed(prompts_of(30, 20), output_tokens=4)
+        made.set_mode("replicas", 3)
+        made.start(work)
+        assert _asked(events) == ["engine 0", "-", "engine 1", "engine 2", "-", "-"], "the first compiles"
+        events.clear()
+        made.set_mode("split", connector="shared")
+        made.start(work)
+        assert _asked(events) == ["prefill", "-", "decode", "-"], "two other kinds"
+        events.clear()
+        made.set_mode("replicas", 2)
+        made.start(work)
+        assert _asked(events) == ["engine 0", "engine 1", "-", "-"], "known from before"
+        assert made.generate(prompts_of(9), 4, ignore_eos=True).tokens == [continued(prompts_of(9)[0], 4)]
+    memory = next(each["kv_connector_extra_config"]["memory"] for each in sent if each)
+    assert memory == {"handle": "01" * 64, "offset": 512, "nbytes": 1 << 20} and json.dumps(memory)
+
+
+def _spied(true: Any, sent: list[dict[str, Any]]) -> Any:
+    def spy(self: Any, role: Any) -> Any:
+        sent.append(true(self, role))
+        return sent[-1]
+
+    return spy
+
+
+def _asked(events: list[str]) -> list[str]:
+    """Names in the order in which engines were told their settings; `-` where one was waited for until it was ready."""
+    order, heard = [], dict[str, int]()
+    for what, _, who in (event.partition(" ") for event in events):
+        if what == "ask":
+            order.append(who)
+        else:
+            heard[who] = heard.get(who, 0) + 1
+            if heard[who] == 2:  # its version, then that it is ready
+                order.append("-")
+    return order
+
+
+# -- blocks and the memory between two engines
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [(9, 2, 16, 3, 8), (2, 9, 16, 3, 8), (9, 3, 16, 16)],
+    ids=["GPU", "GPU, older", "CPU"],
+)
+def test_blocks_arrive_as_they_were_in_every_layout(engine_side: None, shape: tuple[int, ...]) -> None:
+    from splitwiser_memory import memory_of
+    from splitwiser_pages import Job, Pages
+
+    blocks = shape.index(9)
+    ours, theirs = ([torch.randn(shape).to(torch.bfloat16) for _ in range(2)] for _ in range(2))
+    untouched = [layer.clone() for layer in theirs]
+    prefill, decode = Pages(ours, 9), Pages(theirs, 9)
+    assert prefill.page_bytes == 2 * 2 * ours[0].numel() // 9
+    buffer = allocate(4 * prefill.page_bytes, "cpu")
+    memory = memory_of({"fd": buffer.export()})
+    moved = prefill.move(Job("a", "save", [7, 2, 5], prefill.page_bytes), memory)
+    assert moved == decode.move(Job("a", "load", [1, 8, 3], prefill.page_bytes), memory) == 3 * prefill.page_bytes
+    for mine, other, before in zip(ours, theirs, untouched, strict=True):
+        sent, got = mine.movedim(blocks, 0), other.movedim(blocks, 0)
+        assert torch.equal(sent[[7, 2, 5]], got[[1, 8, 3]])
+        kept = [0, 2, 4, 5, 6, 7]
+        assert torch.equal(got[kept], before.movedim(blocks, 0)[kept]), "no other block is touched"
+
+
+def test_a_cache_of_another_kind_is_refused(engine_side: None) -> None:
+    from splitwiser_pages import Pages
+
+    with pytest.raises(RuntimeError, match=r"cannot find 10 blocks .* \(9, 2, 16\): use the connector 'example'"):
+        Pages([torch.zeros(9, 2, 16)], 10)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="CUDA IPC is Linux's")
+def test_a_gpus_memory_is_opened_by_the_handle_as_it_came(engine_side: None) -> None:
+    import ctypes
+
+    from splitwiser_memory import open_handle
+
+    given = bytes(range(64))  # with zeros in it, which no text has
+    seen: list[bytes] = []
+
+    def opened(address: Any, handle: Any, flags: Any) -> int:
+        seen.append(ctypes.string_at(ctypes.addressof(handle), 64))
+        address._obj.value = 0x7F00_0000_0000
+        return 0
+
+    assert open_handle(given, SimpleNamespace(cuIpcOpenMemHandle_v2=opened)) == 0x7F00_0000_0000 and seen == [given]
+    with pytest.raises(RuntimeError, match=r"CUDA error 201: .* use the connector 'example'"):
+        open_handle(given, SimpleNamespace(cuIpcOpenMemHandle_v2=lambda *_: 201))
+
+
+def test_the_stopwatch_knows_who_moved_what(engine_side: None) -> None:
+    from splitwiser_stopwatch import Stopwatch
+
+    watch = Stopwatch()
+    for _ in range(2):  # as layer by layer
+        with watch("save") as moved:
+            moved.update({"3": 30.0, "4": 10.0})
+    with watch("load") as moved:
+        moved["3"] = 5.0
+    with watch("load"):
+        pass
+    (save, nbytes, seconds, who), load = watch.take(["3", "9"])
+    assert (save, nbytes, who, *load[:2], load[3]) == ("save", 60, "3", "load", 5, "3") and seconds > 0
+    assert [each[:2] for each in watch.take(["3", "4"])] == [["save", 20]], "what was taken is gone"
+
+
+def test_what_a_gpu_moves_is_waited_for_when_it_is_told(engine_side: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    from splitwiser_stopwatch import Stopwatch
+
+    events: list[str] = []
+
+    class Event:
+        def __init__(self, enable_timing: bool) -> None:
+            assert enable_timing
+
+        def record(self) -> None:
+            events.append("record")
+
+        def synchronize(self) -> None:
+            events.append("wait")
+
+        def elapsed_time(self, end: Event) -> float:
+            return 250.0  # ms
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    watch = Stopwatch()
+    with watch("save", on_gpu=True) as moved:
+        moved["7"] = 100.0
+    assert events == ["record", "record"], "the host goes on"
+    assert watch.take(["7"]) == [["save", 100, 0.25, "7"]] and events[2:] == ["wait"]
