@@ -97,11 +97,14 @@ class Redrawn:
     def __init__(self) -> None:
         self._handle: Any = None
 
-    def show(self, svg: str, figure: Callable[[], Any]) -> None:
-        """Show the static picture, and where there is a live front end the plotly figure that `figure` makes."""
+    def show(self, svg: str, figure: Callable[[], Any] | None = None) -> None:
+        """Show the static picture, and where there is a live front end the plotly figure that `figure` makes.
+
+        What will be drawn again has no `figure`: in JupyterLab the first plotly figure of an output stays for good.
+        """
         form = choose_pictures().value
         bundle = static(svg)
-        if form != "static":
+        if figure is not None and form != "static":
             bundle |= _interactive(figure(), form)
         if not in_kernel():
             print(bundle["text/plain"])

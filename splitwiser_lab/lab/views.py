@@ -7,13 +7,14 @@ this machine and of others. Where plotly figures live, the roofline has sliders.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from splitwiser_lab.lab.chart import Chart, Series, chart_figure, chart_svg, si, trace
 from splitwiser_lab.lab.display import Redrawn
 from splitwiser_lab.lab.palette import INK, OTHER_COLOUR, PHASE_COLOURS
+from splitwiser_lab.lab.report import number
 from splitwiser_lab.measure.profile import PhaseProfile, PhaseTiming, profile_phases
 from splitwiser_lab.model.config import ModelConfig
 from splitwiser_lab.predict.ceilings import DATASHEETS, Ceilings
@@ -49,10 +50,11 @@ def profile(
     shapes += [("decode", t + later, b) for b in batches for t in prompt_tokens]
     names, picture = (engine.model.name, kernels.ceilings.name), Redrawn()
     guesses = _guess(engine.config, kernels, engine.dtype.itemsize, shapes)
-    picture.show(*_forms(_speed_chart(guesses, (), *names)))
+    picture.show(chart_svg(_speed_chart(guesses, (), *names)))
     settings: dict[str, Any] = {"new_tokens": new_tokens, "repeats": repeats, "kernels": kernels}
     found = profile_phases(engine, prompt_tokens, batches, **settings)
-    picture.show(*_forms(_speed_chart(_guessed(found), found.timings, *names)))
+    chart = _speed_chart(_guessed(found), found.timings, *names)
+    picture.show(chart_svg(chart), lambda: chart_figure(chart))
     return found
 
 
@@ -79,10 +81,6 @@ def roofline(
 @functools.cache
 def _kernels(config: ModelConfig, device: str, dtype: str) -> Kernels:
     return measure_kernels(config, device, dtype)
-
-
-def _forms(chart: Chart) -> tuple[str, Callable[[], Any]]:
-    return chart_svg(chart), lambda: chart_figure(chart)
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,11 +161,11 @@ def _roofs(ceilings: Ceilings, low: float, high: float) -> tuple[tuple[float, fl
 
 
 def _rate(tokens_per_s: float, seconds: float) -> str:
-    return f"{tokens_per_s:,.0f} tok/s, {seconds * 1e3:.3g} ms a step"
+    return f"{tokens_per_s:,.0f} tok/s, {number(seconds * 1e3)} ms a step"
 
 
 def _both(work: Work, seconds: float) -> str:
-    return f"{seconds * 1e3:.3g} ms, {si(work.flops / seconds)}FLOP/s, {si(work.bytes / seconds)}B/s"
+    return f"{number(seconds * 1e3)} ms, {si(work.flops / seconds)}FLOP/s, {si(work.bytes / seconds)}B/s"
 
 
 def _sheets(dtype: str) -> list[tuple[str, Ceilings]]:
@@ -175,9 +173,9 @@ def _sheets(dtype: str) -> list[tuple[str, Ceilings]]:
     half = dtype != "float32"
     sheets = sorted((s for s in DATASHEETS.values() if (s.dtype != "float32") == half), key=lambda s: s.flops_per_s)
     labelled, names = [], list[str]()
-    for number, sheet in enumerate(sheets):
+    for place, sheet in enumerate(sheets):
         names.append(sheet.name.split()[0])
-        later = sheets[number + 1] if number + 1 < len(sheets) else None
+        later = sheets[place + 1] if place + 1 < len(sheets) else None
         joined = later is not None and later.flops_per_s < 1.3 * sheet.flops_per_s
         labelled.append(("" if joined else ", ".join(names), sheet))
         names = names if joined else []
@@ -189,11 +187,11 @@ def _with_sliders(chart: Chart, config: ModelConfig, kernels: Kernels, itemsize:
     figure, sliders = chart_figure(chart), []
     prompts = [("prefill", tokens, 1) for tokens in _SLIDER_PROMPTS if tokens <= config.context]
     batches = [("decode", min(512, config.context), batch) for batch in _SLIDER_BATCHES]
-    for number, (title, shapes) in enumerate((("prompt tokens: ", prompts), ("sequences that decode: ", batches))):
+    for column, (title, shapes) in enumerate((("prompt tokens: ", prompts), ("sequences that decode: ", batches))):
         steps, start = [], len(shapes) // 2
         for guess in _guess(config, kernels, itemsize, shapes):  # type: ignore[arg-type]
             where: dict[str, Any] = {"x": [[guess.work.intensity]], "y": [[guess.work.flops / guess.seconds]]}
-            where["text"] = [[f"{guess.shape}: {guess.seconds * 1e3:.3g} ms"]]
+            where["text"] = [[f"{guess.shape}: {number(guess.seconds * 1e3)} ms"]]
             label = str(guess.tokens if guess.phase == "prefill" else guess.batch)
             steps.append({"method": "restyle", "label": label, "args": [where, [len(figure.data)]]})
         first: Any = steps[start]["args"]
@@ -202,7 +200,7 @@ def _with_sliders(chart: Chart, config: ModelConfig, kernels: Kernels, itemsize:
         mark.update({key: values[0] for key, values in first[0].items()})
         mark.update(mode="markers+text", textposition="bottom right", marker_symbol="diamond-open", marker_size=15)
         figure.add_trace(mark)
-        place = {"x": 0.54 * number, "len": 0.44, "y": -0.14, "active": start}
+        place = {"x": 0.54 * column, "len": 0.44, "y": -0.14, "active": start}
         sliders.append({"steps": steps, "currentvalue": {"prefix": title}, **place})
     figure.update_layout(sliders=sliders, height=720, margin_b=270)
     return figure

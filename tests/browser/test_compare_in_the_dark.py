@@ -1,4 +1,4 @@
-"""lab.compare by its sliders and its button, in JupyterLab's dark theme, in which all figures can be read."""
+"""lab.profile and lab.compare in JupyterLab, dark theme: figures can be read, and measurements are drawn over them."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ CELLS = (
     "from splitwiser_lab import lab\nimport splitwiser_lab as sl\nhere = lab.setup()",
     "lab.show({mode: run.timeline for mode, run in list(lab.recorded().items())[:2]})",
     'engine = sl.Engine.from_pretrained("smollm2-135m", kv_tokens=2048)',
+    "found = lab.profile(engine, (32,), (1,), repeats=1)",
     'lab.compare(engine, ["sequential", "chunked"], repeats=1, prompt_tokens=64, output_tokens=8, rate=4, requests=2)',
 )
 READABLE = 7.0  # WCAG's enhanced contrast
@@ -59,6 +60,11 @@ def test_figures_are_readable_in_the_dark_theme(notebook: Notebook, text: str, b
     theme, ink, paper = notebook.page.evaluate(find, [text, behind])
     assert luminance(theme) < 0.2, f"this is no dark theme: {theme}"
     assert contrast(ink, paper) >= READABLE, f"{ink} on {paper}"
+
+
+def test_what_was_measured_is_drawn_over_the_prediction(notebook: Notebook) -> None:
+    legend = notebook.page.locator(".js-plotly-plot .legendtext").all_text_contents()
+    assert {"prefill, predicted", "prefill, measured", "decode, predicted", "decode, measured"} <= set(legend)
 
 
 def test_a_slider_changes_the_prediction_and_the_button_measures_it(notebook: Notebook) -> None:
