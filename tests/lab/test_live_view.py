@@ -186,15 +186,22 @@ class TestPicture:
         described = root.find("{http://www.w3.org/2000/svg}desc")
         assert described is not None and which.tokens.text in (described.text or "")
 
-    def test_four_long_names_leave_the_title_and_each_other_alone(self, frame: Frame):
+    def test_four_long_names_stand_below_their_panel_and_leave_each_other_alone(self, frame: Frame):
         names = ["SMs at work", "tensor cores at work", "memory bandwidth", "GPU busy (any kernel)"]
         lines = tuple(Line(f"core_{n}", name) for n, name in enumerate(names))
         root = ElementTree.fromstring(picture(replace(frame, lines=lines)))
         texts = {text.text: text for text in root.iter("{http://www.w3.org/2000/svg}text")}
-        title, places = texts["hardware (%)"], [(float(texts[n].get("y")), float(texts[n].get("x")), n) for n in names]
+        places = [(float(texts[n].get("y")), float(texts[n].get("x")), n) for n in names]
+        above, below = (float(texts[title].get("y")) for title in ("hardware (%)", "ITL, gap between tokens (ms)"))
         for y, x, name in places:
-            assert abs(y - float(title.get("y"))) > 9 or x > float(title.get("x")) + 6 * len(title.text)
+            assert above + 100 < y < below - 10
             assert not [n for top, left, n in places if top == y and x < left < x + 5 * len(name)]
+
+    def test_a_long_line_about_the_tokens_is_said_to_its_end(self, frame: Frame):
+        said = "NOT identical: " + "some of the requests differ from the reference, " * 4 + "as far as it ran."
+        root = ElementTree.fromstring(picture(replace(frame, tokens=TokenLine(False, said))))
+        whole = " ".join("".join(text.itertext()) for text in root.iter("{http://www.w3.org/2000/svg}text"))
+        assert said in whole
 
     def test_nothing_is_drawn_outside(self, frame: Frame):
         root = ElementTree.fromstring(picture(frame))

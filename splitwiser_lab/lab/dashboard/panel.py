@@ -61,7 +61,7 @@ class Panel:
         self._scales: dict[Side, Scale] = {}
         self._axes: list[str] = []
         self._data: list[str] = []
-        self._key_at, self._key_y = x + width, y - 6.5
+        self._keys: list[tuple[str, str]] = []
 
     def scale(self, scale: Scale, side: Side = "left") -> None:
         """Place the axis of one side; the left one has grid lines."""
@@ -136,13 +136,8 @@ class Panel:
                 self._data.append(_text(x + 3, self._y + 10, name))
 
     def key(self, name: str, colour: str) -> None:
-        """An entry of the legend, right of the title or, where that is full, above; the latest stands leftmost."""
-        long = 6.1 * len(name) + 20
-        if self._key_at - long < self._x + 7 * len(self._title) + 10:
-            self._key_at, self._key_y = self._x + self._width, self._key_y - 15
-        self._key_at -= long
-        self._axes.append(f'<circle cx="{self._key_at + 4:.1f}" cy="{self._key_y - 3.5:.1f}" r="4" fill="{colour}"/>')
-        self._axes.append(_text(self._key_at + 11, self._key_y, name))
+        """An entry of the legend, which stands below the time axis, in as many rows as it needs."""
+        self._keys.append((name, colour))
 
     def parts(self) -> list[str]:
         """Everything, with the time axis."""
@@ -154,7 +149,18 @@ class Panel:
         step = steps[1] - steps[0] if len(steps) > 1 else end - start
         moments = [step * n for n in range(math.ceil(max(0.0, start) / step), math.floor(end / step) + 1)]
         times = [_text(self._time(m), bottom + 13, f"{m:.10g} s", "middle") for m in moments]
-        return [frame, title, *self._axes, *self._data, *times]
+        return [frame, title, *self._axes, *self._data, *times, *self._legend(bottom + 29)]
+
+    def _legend(self, y: float) -> list[str]:
+        entries, x = [], self._x
+        for name, colour in self._keys:
+            long = 6.1 * len(name) + 22
+            if x > self._x and x + long > self._x + self._width:
+                x, y = self._x, y + 14
+            entries.append(f'<circle cx="{x + 4:.1f}" cy="{y - 3.5:.1f}" r="4" fill="{colour}"/>')
+            entries.append(_text(x + 11, y, name))
+            x += long
+        return entries
 
     def _time(self, moment: float) -> float:
         start, end = self._window

@@ -20,8 +20,8 @@ from splitwiser_lab.timeline import Phase
 
 WIDTH = 760
 _LEFT, _RIGHT, _MIDDLE = 46, 34, 58  # pixels beside and between the panels
-_PANEL, _LANE = 104, 20  # heights
-_MOST_LETTERS, _HEADING_LETTERS = 118, 84  # of a line of text
+_PANEL, _LANE, _BELOW = 104, 20, 72  # heights; below a panel are its time axis and its legend
+_MOST_LETTERS, _HEADING_LETTERS = 134, 84  # of a line of text
 _RIGHT_EDGES = (282, 348, 410, 490, 584, 678, 752)  # of the columns of figures
 
 
@@ -34,8 +34,8 @@ def picture(frame: Frame) -> str:
     places = [
         (_LEFT, y),
         (_LEFT + half + _MIDDLE, y),
-        (_LEFT, y + _PANEL + 50),
-        (_LEFT + half + _MIDDLE, y + _PANEL + 50),
+        (_LEFT, y + _PANEL + _BELOW),
+        (_LEFT + half + _MIDDLE, y + _PANEL + _BELOW),
     ]
     boxes = [Panel(x, top, half, _PANEL, window, title) for (x, top), title in zip(places, TITLES, strict=False)]
     _hardware(boxes[0], frame)
@@ -46,7 +46,7 @@ def picture(frame: Frame) -> str:
     for box in boxes:
         box.flips(frame.flips, named=box is boxes[0])
         parts += box.parts()
-    y += 2 * (_PANEL + 50)
+    y += 2 * (_PANEL + _BELOW)
     y = _lanes(frame, y, parts)
     said = f"{status(frame)} Tokens {frame.tokens.text}"
     return page("live", WIDTH, y, frame.heading, said, parts, letters=11)
@@ -62,8 +62,9 @@ def _heading(frame: Frame, parts: list[str]) -> float:
         parts.append(f'<text x="6" y="{y}" font-size="13" font-weight="600">{escape(text)}</text>')
     mark = f'<tspan fill="{colour}" font-weight="600">{sign(frame.tokens.holds)}</tspan> '
     for before, text in (("", status(frame)), (mark, f"tokens {frame.tokens.text}")):
-        y += 17
-        parts.append(f'<text x="6" y="{y}">{before}{escape(_cut(text))}</text>')
+        for row, line in enumerate(textwrap.wrap(text, _MOST_LETTERS) or [""]):
+            y += 17
+            parts.append(f'<text x="6" y="{y}">{"" if row else before}{escape(line)}</text>')
     columns = [6, *_RIGHT_EDGES]
     for number, line in enumerate(rows(frame)):
         y += 17
@@ -71,7 +72,7 @@ def _heading(frame: Frame, parts: list[str]) -> float:
         for x, text in zip(columns, line, strict=True):
             anchor = "start" if x == 6 else "end"
             parts.append(f'<text x="{x}" y="{y}" font-size="10.5" text-anchor="{anchor}"{weight}>{escape(text)}</text>')
-    return y + 40
+    return y + 30
 
 
 def _hardware(box: Panel, frame: Frame) -> None:
@@ -123,8 +124,4 @@ def _lanes(frame: Frame, y: float, parts: list[str]) -> float:
         box.key(phase, PHASE_COLOURS[phase])
     box.flips(frame.flips, named=True)
     parts += box.parts()
-    return y + height + 30
-
-
-def _cut(text: str) -> str:
-    return text if len(text) <= _MOST_LETTERS else text[: _MOST_LETTERS - 1] + "…"
+    return y + height + 38
