@@ -40,7 +40,8 @@ def at(source: Replay, seconds: float) -> None:
 def test_begins_stopped_at_the_beginning_with_every_recorded_mode(played: Replay, recorded: list[Recording]) -> None:
     frame = played.frame()
     assert frame.now == 0 and not played.active and frame.recorded
-    assert [mode.mode for mode in played.modes if mode.available] == ["sequential", "chunked", "processes"]
+    there = [mode.mode for mode in played.modes if mode.available]
+    assert there[:3] == ["sequential", "chunked", "processes"] and sorted(there) == sorted(r.label for r in recorded)
     assert {mode.reason for mode in played.modes if not mode.available} == {"not recorded"}
 
 
@@ -130,7 +131,7 @@ def test_what_was_asked_for_is_written_in_whole_numbers_with_units(recorded: lis
 def test_different_work_is_never_mixed(recorded: list[Recording]) -> None:
     other = replace(recorded[0], model="another model")
     source = Replay([*recorded, other])
-    assert len([mode for mode in source.modes if mode.available]) == 3
+    assert len([mode for mode in source.modes if mode.available]) == len(recorded)
     source.turn("work", other.work)
     assert [mode.mode for mode in source.modes if mode.available] == [other.label]
     assert "another model" in source.frame().heading

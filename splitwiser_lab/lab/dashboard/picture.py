@@ -62,9 +62,9 @@ def _heading(frame: Frame, parts: list[str]) -> float:
         parts.append(f'<text x="6" y="{y}" font-size="13" font-weight="600">{escape(text)}</text>')
     mark = f'<tspan fill="{colour}" font-weight="600">{sign(frame.tokens.holds)}</tspan> '
     for before, text in (("", status(frame)), (mark, f"tokens {frame.tokens.text}")):
-        for row, line in enumerate(textwrap.wrap(text, _MOST_LETTERS) or [""]):
+        for row, words in enumerate(textwrap.wrap(text, _MOST_LETTERS) or [""]):
             y += 17
-            parts.append(f'<text x="6" y="{y}">{"" if row else before}{escape(line)}</text>')
+            parts.append(f'<text x="6" y="{y}">{"" if row else before}{escape(words)}</text>')
     columns = [6, *_RIGHT_EDGES]
     for number, line in enumerate(rows(frame)):
         y += 17
