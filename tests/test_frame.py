@@ -2,10 +2,12 @@
 
 import ast
 import importlib.util
+import io
 import re
 import shutil
 import subprocess
 import sys
+import tokenize
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -280,3 +282,32 @@ class TestPackage:
                             explained.add(method.name)
         silent += [place for name, place in methods if name not in explained]
         assert not silent, "no docstring: " + ", ".join(silent)
+
+
+def lines_of_code(path: Path) -> int:
+    """Without blank lines, comments and docstrings."""
+    source = path.read_text(encoding="utf-8")
+    told: set[int] = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
+            told |= set(range(node.body[0].lineno, (node.body[0].end_lineno or 0) + 1))
+    silent = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
+    tokens = [token for token in tokenize.generate_tokens(io.StringIO(source).readline) if token.type not in silent]
+    return len({line for token in tokens for line in range(token.start[0], token.end[0] + 1)} - told)
+
+
+def test_the_split_engine_is_as_short_to_read_as_the_readme_says() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    told = readme.split("The split engine itself is fourteen files, under 1,300 lines\nof code")[1].split(
+        "Imports point"
+    )[0]
+    files = [ROOT / name for name in re.findall(r"\]\((splitwiser_lab/\S+\.py)\)", told)]
+    assert len(files) == len(set(files)) == 14 and {file.parent.name for file in files} == {"engine", "lanes", "model"}
+    assert sum(map(lines_of_code, files)) < 1300
+
+
+def test_lines_of_code_leave_out_what_is_not_code(tmp_path: Path) -> None:
+    (file := tmp_path / "a.py").write_text(
+        '"""Doc.\n\nMore."""\n\n# no\nx = (\n    1,  # yes\n)\n\n\ndef f():\n    """No."""\n'
+    )
+    assert lines_of_code(file) == 4
