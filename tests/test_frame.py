@@ -38,9 +38,10 @@ RANKS = {
 }
 LEAVES = {"cuda_driver", "errors", "hardware", "metrics", "shared_memory", "timeline"}
 DRAWING = {"plotly", "ipywidgets", "anywidget"}
-# Imported where they happen to be: they come with Jupyter, with CUDA's torch, with Colab, from the user, or lie
-# beside a script that another Python runs.
-OPTIONAL = {"IPython", "cuda", "google", "splitwiser_stopwatch", "triton", "vllm"}
+# Imported where they happen to be: they come with Jupyter, with CUDA's torch, with Colab, or from the user.
+OPTIONAL = {"IPython", "cuda", "google", "triton", "vllm"}
+# Scripts that another Python runs: they import what lies beside them.
+BESIDE = {file.stem for file in (PACKAGE / "pipelines" / "vllm" / "engine_side").glob("*.py")}
 DISTRIBUTIONS = {"pynvml": "nvidia-ml-py", "huggingface_hub": "huggingface-hub"}
 
 
@@ -112,7 +113,7 @@ class TestDependencies:
 
     def test_what_the_package_imports_is_declared(self):
         declared = {canonicalize_name(requirement.name) for requirement in requirements()}
-        own = {"splitwiser_lab", *sys.stdlib_module_names, *OPTIONAL}
+        own = {"splitwiser_lab", *sys.stdlib_module_names, *OPTIONAL, *BESIDE}
         undeclared = {
             f"{name_of(path)} imports {top}"
             for path in MODULES
