@@ -73,31 +73,58 @@ class Reference:
     def check(self, prompt: Sequence[int], ours: Sequence[int], theirs: Sequence[int]) -> TokenCheck:
         """Compare two continuations of a prompt; where they part, ask the model how close the choice was."""
         same = len(_common_prefix(ours, theirs))
+        return self.continuation(prompt, theirs[: same + 1]).check(ours[: same + 1])
+
+    def continuation(self, prompt: Sequence[int], theirs: Sequence[int]) -> Continuation:
+        """The reference's tokens after a prompt, to compare many others with."""
+        return Continuation(self, prompt, theirs)
+
+    def choices(self, prompt: Sequence[int], tokens: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        """What the model says at the place of each of `tokens` after a prompt.
+
+        Logits [tokens, vocabulary] on the host, in the model's dtype, and how far apart two of them must lie [tokens].
+        """
+        import torch
+
+        everything, first = [*prompt, *tokens[:-1]], len(prompt) - 1
+        logits = self._all_logits(self.model, everything)[first:]
+        if self.model.dtype not in (torch.float16, torch.bfloat16):
+            return logits.cpu(), torch.zeros(len(tokens))
+        if self._exact is None:
+            self._exact = copy.deepcopy(self.model).float()
+        errors = (self._all_logits(self._exact, everything)[first:] - logits).abs().amax(-1)
+        return logits.cpu(), 2 * errors.cpu()
+
+    def _all_logits(self, model: Any, tokens: Sequence[int]) -> torch.Tensor:
+        """Logits [tokens, vocabulary] after each of `tokens`."""
+        import torch
+
+        with torch.inference_mode():
+            out: torch.Tensor = model(torch.tensor([list(tokens)], device=model.device)).logits[0]
+        return out
+
+
+class Continuation:
+    """The reference's tokens after one prompt. All its choices are looked up at once, when one is first in doubt."""
+
+    def __init__(self, reference: Reference, prompt: Sequence[int], tokens: Sequence[int]) -> None:
+        """Use `Reference.continuation`."""
+        self._reference, self._prompt, self._tokens = reference, list(prompt), list(tokens)
+        self._choices: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    def check(self, ours: Sequence[int]) -> TokenCheck:
+        """As `Reference.check`."""
+        theirs = self._tokens
+        same = len(_common_prefix(ours, theirs))
         if same == len(ours) == len(theirs):
             return TokenCheck()
         if same == min(len(ours), len(theirs)):  # one is the other's beginning: nothing was chosen differently
             return TokenCheck(same, float("inf"), 0.0)
-        logits = self._logits(self.model, [*prompt, *theirs[:same]])
-        gap = float(logits[theirs[same]] - logits[ours[same]])
-        return TokenCheck(same, gap, self._resolution([*prompt, *theirs[:same]], logits))
-
-    def _logits(self, model: Any, tokens: Sequence[int]) -> torch.Tensor:
-        """Logits [vocabulary] after the last of `tokens`, as float32."""
-        import torch
-
-        with torch.inference_mode():
-            out: torch.Tensor = model(torch.tensor([list(tokens)], device=model.device)).logits[0, -1].float()
-        return out
-
-    def _resolution(self, tokens: Sequence[int], logits: torch.Tensor) -> float:
-        """Twice the largest error of `logits` against the same weights computed in float32; 0 in float32."""
-        import torch
-
-        if self.model.dtype not in (torch.float16, torch.bfloat16):
-            return 0.0
-        if self._exact is None:
-            self._exact = copy.deepcopy(self.model).float()
-        return 2 * float((self._logits(self._exact, tokens) - logits).abs().max())
+        if self._choices is None:
+            self._choices = self._reference.choices(self._prompt, theirs)
+        logits, resolution = self._choices
+        gap = float(logits[same, theirs[same]]) - float(logits[same, ours[same]])
+        return TokenCheck(same, gap, float(resolution[same]))
 
 
 def _common_prefix(a: Sequence[int], b: Sequence[int]) -> list[int]:

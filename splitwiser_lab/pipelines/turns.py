@@ -97,9 +97,11 @@ class Turns:
         self.report(f"{output} new tokens: asking transformers for the reference's tokens")
         _, expected = self.runners["generate"](work)
 
-        @cache  # most ways and rounds write the same tokens, and to judge a difference takes time
+        theirs = [self.judge.continuation(*pair) for pair in zip(prompts, expected, strict=True)]
+
+        @cache  # many ways and rounds write the same tokens
         def check(number: int, ours: tuple[int, ...]) -> TokenCheck:
-            return self.judge.check(prompts[number], ours, expected[number])
+            return theirs[number].check(ours)
 
         if self.start_together:
             self._launch(work)

@@ -66,6 +66,27 @@ class TestReference:
         assert check.resolution == pytest.approx(2 * float(error), rel=1e-3) and check.resolution > 0
         assert TokenCheck(0, gap=check.resolution / 2, resolution=check.resolution).explained
 
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+    def test_a_continuation_judges_many_as_they_are_judged_one_by_one(
+        self, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        [prompt] = prompts_of(20)
+        judge = Reference(build("llama").to(dtype))
+        theirs = judge.tokens(prompt, 8)
+        others = [[*theirs[:n], (theirs[n] + 5) % 199, *theirs[n + 1 :]] for n in range(8)]
+        others += [theirs, theirs[:3], [*theirs, 1]]
+        one_by_one = [judge.check(prompt, ours, theirs) for ours in others]
+        asked: list[int] = []
+        real = judge.choices
+        monkeypatch.setattr(judge, "choices", lambda *given: asked.append(1) or real(*given))
+        continuation = judge.continuation(prompt, theirs)
+        for ours, alone in zip(others, one_by_one, strict=True):
+            found = continuation.check(ours)
+            assert (found.first_difference, found.explained) == (alone.first_difference, alone.explained)
+            assert found.gap == pytest.approx(alone.gap, rel=0.05, abs=1e-3)
+            assert found.resolution == pytest.approx(alone.resolution, rel=0.3, abs=1e-6)
+        assert len(asked) == 1
+
     def test_a_missing_token_is_a_difference(self) -> None:
         [prompt] = prompts_of(20)
         judge = Reference(tiny("llama"))

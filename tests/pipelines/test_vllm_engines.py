@@ -81,6 +81,9 @@ def test_an_older_regime(gpu: None) -> None:
             assert each["enforce_eager"] and each["max_num_seqs"] == 8 and "max_cudagraph_capture_size" not in each
     (one,) = told(VllmPlacement.of("sequential"), EngineSettings(max_batch=1))
     assert (one["max_num_seqs"], one["max_cudagraph_capture_size"]) == (1, 1)
+    for most, captured in ((3, 4), (5, 8), (8, 8), (20, 24)):
+        (one,) = told(VllmPlacement.of("sequential"), EngineSettings(max_batch=most))
+        assert one["max_cudagraph_capture_size"] == captured, "a size that vLLM captures"
     (small,) = told(VllmPlacement.of("sequential"), device="cpu")
     assert small["enforce_eager"] and "num_gpu_blocks_override" not in small
 

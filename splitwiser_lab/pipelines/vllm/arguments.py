@@ -12,7 +12,7 @@ from splitwiser_lab.pipelines.vllm.settings import EngineSettings
 from splitwiser_lab.pipelines.vllm.source import VllmModel
 
 _BATCHED_TOKENS = {"cpu": 2048, "cuda": 8192}  # of a step, where prompts stay whole
-_GRAPH_STEP = 8  # tokens between two batch sizes that vLLM captures
+_GRAPH_STEP, _SMALL_GRAPHS = 8, (1, 2, 4)  # tokens between two batch sizes that vLLM captures, and those below
 
 
 def engine_arguments(
@@ -70,4 +70,4 @@ def _largest_graph(role: EngineRole, work: Work, sequences: int) -> int:
     """
     if role.part == "prefill" and work.prompt > 2 * sequences:
         return 1
-    return -(-sequences // _GRAPH_STEP) * _GRAPH_STEP if sequences > _GRAPH_STEP else sequences
+    return next((size for size in _SMALL_GRAPHS if size >= sequences), -(-sequences // _GRAPH_STEP) * _GRAPH_STEP)
