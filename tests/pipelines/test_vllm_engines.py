@@ -40,7 +40,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """A GPU of 140 GiB, to those who ask what there is."""
     properties = SimpleNamespace(total_memory=140 * GIB)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
-    monkeypatch.setattr(team, "_compiled", set())
+    monkeypatch.setattr(team, "_first", {})
 
 
 # -- what an engine is told
@@ -62,7 +62,7 @@ def test_an_engine_on_a_gpu_captures_its_decode_steps_and_no_more(gpu: None) -> 
     assert (one["enforce_eager"], one["max_num_seqs"], one["max_cudagraph_capture_size"]) == (False, 128, 128)
     assert not one["enable_chunked_prefill"] and one["max_num_batched_tokens"] == 8192
     prefill, decode = told(VllmPlacement.of("split", 2))
-    assert (prefill["max_cudagraph_capture_size"], decode["max_cudagraph_capture_size"]) == (1, 128)
+    assert (prefill["max_cudagraph_capture_size"], decode["max_cudagraph_capture_size"]) == (128, 128)
     (chunks,) = told(VllmPlacement.of("sequential", chunk_tokens=512))
     assert chunks["max_num_batched_tokens"] == 512 and chunks["max_cudagraph_capture_size"] == 128
 
@@ -133,15 +133,28 @@ def test_engines_of_a_known_kind_start_side_by_side(
         made.set_mode("replicas", 3)
         made.start(work)
         assert _asked(events) == ["engine 0", "-", "engine 1", "engine 2", "-", "-"], "the first compiles"
+        assert not made.generate(prompts_of(5), 2).spawn_s
         events.clear()
         made.set_mode("split", connector="shared")
         made.start(work)
-        assert _asked(events) == ["prefill", "-", "decode", "-"], "two other kinds"
+        assert _asked(events) == ["prefill", "-", "decode", "-"], "another kind: engines with a connector"
         events.clear()
         made.set_mode("replicas", 2)
         made.start(work)
         assert _asked(events) == ["engine 0", "engine 1", "-", "-"], "known from before"
         assert made.generate(prompts_of(9), 4, ignore_eos=True).tokens == [continued(prompts_of(9)[0], 4)]
+        events.clear()
+        with made.beside("sequential", chunk_tokens=32) as chunks, made.beside("replicas", 2) as more:
+            for each in (chunks, more):
+                each.launch(work)
+            assert _asked(events) == ["engine 0", "engine 0", "engine 1"], "a new kind compiles beside a known one"
+            assert more.generate(prompts_of(9), 4, ignore_eos=True).tokens == [continued(prompts_of(9)[0], 4)]
+        events.clear()
+        with made.beside("sequential", chunk_tokens=64) as first:
+            first.launch(work)
+        with made.beside("sequential", chunk_tokens=64) as second:
+            second.launch(work)
+            assert _asked(events) == ["engine 0", "engine 0"], "one that was ended before it compiled is no first"
     memory = next(each["kv_connector_extra_config"]["memory"] for each in sent if each)
     assert memory == {"handle": "01" * 64, "offset": 512, "nbytes": 1 << 20} and json.dumps(memory)
 

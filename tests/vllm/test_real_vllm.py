@@ -172,16 +172,21 @@ def test_the_experiment_is_run_again_by_one_command(
 ) -> None:
     words = ["reproduce", "--pipeline", "vllm", "--model", str(folder), "--device", "cpu", "--vllm", str(PYTHON)]
     words += ["--mode", "split", "--input", "40", "--output", "6", "--requests", "5", "--repeats", "1"]
+    words += ["--eager", "--max-batch", "2", "--rate", "80%", "--start-together"]
     result = CliRunner().invoke(app, [*words, "--no-engine", "--json", str(tmp_path / "r.json")])
     assert result.exit_code == 0, result.output
     found = Reproduction.load(tmp_path / "r.json")
     ways = ["generate", "sequential", "split × 2, shared", "split × 2, example"]
-    assert [row.name for row in found.rows] == ways
+    assert [row.name for row in found.rows] == [*ways, *ways[1:]]
+    assert [row.rate is None for row in found.rows] == [True] * 4 + [False] * 3
+    assert all(row.figure("p99_itl_ms") and row.figure("median_ttft_ms") for row in found.rows[4:])
+    assert found.work.eager and found.work.max_batch == 2 and "shortest TTFT p99" in found.notes()[1]
     assert all(row.tokens_identical for row in found.rows) and found.pipeline == "vllm"
     assert found.origin["versions"]["vllm"] != "not run"
-    shared, example = found.rows[2:]
+    shared, example = found.rows[2:4]
     assert shared.figure("recomputed_tokens") == 0 and example.figure("recomputed_tokens") == 5 * 8
-    assert shared.figure("hand_off_write_ms") and shared.figure("spawn_s") and shared.figure("private_gb")
+    assert shared.figure("hand_off_write_ms") and example.figure("hand_off_load_ms")
+    assert shared.figure("spawn_s") is None, "of starts side by side nobody knows what each takes"
 
 
 @pytest.mark.model

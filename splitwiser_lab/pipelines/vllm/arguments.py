@@ -51,7 +51,7 @@ def engine_arguments(
     if kind == "cpu":
         return given
     if not given["enforce_eager"]:
-        given["max_cudagraph_capture_size"] = _largest_graph(role, work, sequences)
+        given["max_cudagraph_capture_size"] = _largest_graph(sequences)
     total = torch.cuda.get_device_properties(device).total_memory
     given["gpu_memory_utilization"] = round(min(0.9, (kv_bytes + model.weight_bytes) / total + 0.02), 3)
     # vLLM compiles anew for each number of bytes, though nothing that it compiles depends on them, but not for each
@@ -61,13 +61,10 @@ def engine_arguments(
     return given | {"kv_cache_memory_bytes": smallest, "num_gpu_blocks_override": kv_bytes // block}
 
 
-def _largest_graph(role: EngineRole, work: Work, sequences: int) -> int:
+def _largest_graph(sequences: int) -> int:
     """Tokens of the largest step that is captured: every decode step of a full batch, and no more.
 
     vLLM would capture twice that by itself; but a step with a whole prompt in it is longer still, and is not captured
-    either way, so that half of the captures, and their seconds at each start, serve nothing here. An engine that only
-    prefills has no decode steps.
+    either way, so that half of the captures, and their seconds at each start, serve nothing here.
     """
-    if role.part == "prefill" and work.prompt > 2 * sequences:
-        return 1
     return next((size for size in _SMALL_GRAPHS if size >= sequences), -(-sequences // _GRAPH_STEP) * _GRAPH_STEP)

@@ -79,7 +79,8 @@ class VllmExperiment:
 def _side_by_side(mps: bool) -> tuple[VllmPlacement, ...]:
     """N engines, and the split, without shares of the SMs."""
     replicas = [VllmPlacement.of("replicas", count, mps=mps) for count in (2, 4)]
-    return (*replicas, *(VllmPlacement.of("split", 2, connector=name, mps=mps) for name in ("shared", "example")))
+    connectors = ("shared",) if mps else ("shared", "example")  # files are as slow under MPS
+    return (*replicas, *(VllmPlacement.of("split", 2, connector=name, mps=mps) for name in connectors))
 
 
 def _paper() -> tuple[VllmPlacement, ...]:

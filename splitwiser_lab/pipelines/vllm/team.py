@@ -29,7 +29,7 @@ from splitwiser_lab.shared_memory import Buffer, DeviceHandle, allocate
 
 _START_SECONDS = 600.0  # a first start on a GPU compiles
 _RAM_FOLDER = Path("/dev/shm")
-_compiled: set[tuple[object, ...]] = set()  # kinds of engines that were started: vLLM keeps what it compiled for them
+_Kind = tuple[object, ...]  # what vLLM compiles for: engines of one kind share the result, which it keeps
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Team:
     ) -> None:
         """Start all engines; `await_ready` waits until each can take requests.
 
-        On a GPU the first of its kind starts alone and compiles; the others find what it compiled. Raises
+        On a GPU the first of its kind compiles; others start once it has, and find the result. Raises
         HardwareError with the sum when there is no room, ModeError for a vLLM that is missing or unknown, LaneError
         when an engine does not start.
         """
@@ -81,7 +81,7 @@ class Team:
         """Wait until every engine can take requests. Raises as the constructor does; then all have ended."""
         try:
             while self._waiting:
-                self._await_start(self._waiting.pop(0))
+                self._await_start(self._waiting[0])
         except BaseException:
             self.close()
             raise
@@ -119,6 +119,9 @@ class Team:
 
     def close(self) -> None:
         """End every engine; give back shared memory and files."""
+        for kind in [kind for kind, first in _first.items() if first and first[0] is self]:
+            del _first[kind]  # it has compiled nothing
+        self._waiting.clear()
         for child in self._children.values():
             child.let_go()
         for child in self._children.values():
@@ -144,22 +147,30 @@ class Team:
         for role, cores, kv_bytes in zip(
             self.placement.roles, self.placement.cores(), self.budget.kv_bytes, strict=True
         ):
+            arguments = engine_arguments(
+                self._model, self.placement, role, self.work, self._settings, self._device, kv_bytes
+            )
+            if not (on_cpu or arguments["enforce_eager"]):
+                self._let_the_first_compile(_kind(arguments, self.placement), role.name)
             share = MpsShare(self._daemon, role.sm_share) if self._daemon and role.sm_share else None
             child = EngineProcess(
                 role.name, self._python, self._environment(), inherited, share, self._model.folder.parent
             )
             self._children[role.name] = child
-            arguments = engine_arguments(
-                self._model, self.placement, role, self.work, self._settings, self._device, kv_bytes
-            )
             settings = {"engine_args": arguments, "kv_transfer": self._transfer(role)}
             child.ask({**settings, "cores": cores if on_cpu else None})
-            kind = _kind(arguments, self.placement)
-            if on_cpu or arguments["enforce_eager"] or kind in _compiled:
-                self._waiting.append(role.name)
-            else:
-                self._await_start(role.name)
-                _compiled.add(kind)
+            self._waiting.append(role.name)
+
+    def _let_the_first_compile(self, kind: _Kind, name: str) -> None:
+        """Wait for an engine of this kind that is starting, of whatever team; without one, `name` is the first."""
+        team, first = _first.setdefault(kind, (self, name)) or (self, name)
+        if first not in team._waiting:
+            return
+        try:
+            team._await_start(first)
+        except BaseException:
+            team.close()
+            raise
 
     def _await_start(self, name: str) -> None:
         child = self._children[name]
@@ -178,6 +189,9 @@ class Team:
             )
         self.facts.append(EngineFacts(name, version, ready["kv_blocks"] * ready["block_size"], ready["block_size"]))
         self.spawn_seconds.append(time.perf_counter() - self._begun)
+        self._waiting.remove(name)
+        for kind in [kind for kind, first in _first.items() if first == (self, name)]:
+            _first[kind] = None
 
     def _version(self, child: EngineProcess, name: str) -> str:
         try:
@@ -240,6 +254,9 @@ def _described(buffer: Buffer | None) -> dict[str, Any]:
     return {"fd": handle}
 
 
+_first: dict[_Kind, tuple[Team, str] | None] = {}  # who compiles for a kind, or None: somebody has
+
+
 def _folder_for(nbytes: int) -> tempfile.TemporaryDirectory[str]:
     """A folder in memory with room for this much, else one among the temporary files. Raises HardwareError."""
     for place in (_RAM_FOLDER, Path(tempfile.gettempdir())):
@@ -251,7 +268,6 @@ def _folder_for(nbytes: int) -> tempfile.TemporaryDirectory[str]:
     )
 
 
-def _kind(arguments: dict[str, Any], placement: VllmPlacement) -> tuple[object, ...]:
-    """What vLLM compiles for: engines of one kind share the result."""
+def _kind(arguments: dict[str, Any], placement: VllmPlacement) -> _Kind:
     shape = ("model", "dtype", "max_model_len", "max_num_batched_tokens", "max_cudagraph_capture_size")
     return (*(arguments.get(name) for name in shape), placement.connector is None)
