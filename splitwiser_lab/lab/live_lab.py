@@ -80,15 +80,15 @@ def replay(
 
     `recorded` is a recording, several, a file or a folder; None takes those of the H200 that come with the package,
     or of a CPU. What is shown says everywhere that it is recorded, on which machine, and when. Elsewhere than in
-    JupyterLab and VS Code the whole run is shown in `seconds`, with flips by `schedule` ({second: mode}; None: every
-    mode in turn). Raises RecordingError when there is nothing to play.
+    JupyterLab and VS Code the runs are shown in `seconds` until one of them ends, with flips by `schedule`
+    ({second: mode}; None: every mode in turn). Raises RecordingError when there is nothing to play.
     """
     runs = _recordings(recorded)
     drawing = choose_drawing()
     source = Replay(runs)
     modes = [mode.mode for mode in source.modes if mode.available]
     if drawing.value != "task":
-        source = Replay(runs, speed=source.duration / seconds)
+        source = Replay(runs, speed=source.shortest / seconds)
     plan = {seconds * n / len(modes): mode for n, mode in enumerate(modes)} if schedule is None else dict(schedule)
     dashboard = Dashboard(source, drawing)
     present(dashboard, seconds, plan)

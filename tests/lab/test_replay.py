@@ -170,6 +170,7 @@ def test_replay_without_a_front_end_runs_through_all_modes(
     said = capsys.readouterr().out
     assert said.startswith("RECORDED.") and "since: processes" in said
     assert view.source.frame().state == "stopped"
+    assert view.source.frame().after.output_tokens_per_s > 0, "it does not go on beyond the end of a run"
 
 
 def test_nothing_to_play_is_said(tmp_path: Path) -> None:

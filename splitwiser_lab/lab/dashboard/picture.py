@@ -120,8 +120,10 @@ def _lanes(frame: Frame, y: float, parts: list[str]) -> float:
         box.row(16 + _LANE * row, _LANE - 4, name, [b for b in bars if b.lane == name], PHASE_COLOURS)
     if handed:
         box.diamonds(16 + _LANE * len(names) + 5, [moment for moment, _ in handed], "hand-off")
-    for phase in dict.fromkeys(bar.phase for bar in bars):
-        box.key(phase, PHASE_COLOURS[phase])
+    drawn = {bar.phase for bar in bars}
+    for phase, colour in PHASE_COLOURS.items():
+        if phase in drawn:
+            box.key(phase, colour)
     box.flips(frame.flips, named=True)
     parts += box.parts()
     return y + height + 38

@@ -94,6 +94,11 @@ class Replay:
         return self._duration
 
     @property
+    def shortest(self) -> float:
+        """How long the shortest of the runs took, in seconds: until then there is something to see in each."""
+        return min(recording.timeline.duration for recording in self._runs.values())
+
+    @property
     def active(self) -> bool:
         return self._state == "running" and self._now() < self._duration
 
