@@ -106,17 +106,23 @@ def gain(document: Reproduction, row: Row, figure: str = "output_throughput") ->
 
 
 def beside_reported(found: list[Recorded]) -> list[dict[str, str]]:
-    """The one table: each reported figure with its source and what is unknown, and a column for each recording."""
-    return [
-        {
-            "reported": f"{claim.said} (a gain of {claim.gain:.2f})",
-            "for": claim.setup,
-            **{recorded.label: _cell(claim, recorded) for recorded in found},
-            "not told": claim.unknown,
-            "source": claim.source,
-        }
-        for claim in CLAIMS
-    ]
+    """The one table: each reported figure, with what is unknown and its source, and below it what was measured here.
+
+    Recordings of the other pipeline are left out where a figure is about one of them.
+    """
+    rows = []
+    for claim in CLAIMS:
+        told = {"reported": f"{claim.said} (a gain of {claim.gain:.2f})", "for": claim.setup}
+        rows.append({**told, "recorded": "", "measured here": "", "not told": claim.unknown, "source": claim.source})
+        rows += [
+            {
+                **{"reported": "", "for": "", "recorded": recorded.label, "measured here": _cell(claim, recorded)},
+                **{"not told": "", "source": ""},
+            }
+            for recorded in found
+            if claim.pipeline in ("", recorded.pipeline)
+        ]
+    return rows
 
 
 def throughputs(document: Reproduction, output: int) -> dict[str, float]:
@@ -155,15 +161,18 @@ def one_by_one(found: list[Recorded]) -> list[dict[str, str]]:
             told = {"recorded": recorded.label, "arrivals/s": f"{rate:.3g}", "new tokens": str(output)}
             for heading, figure in _LATENCIES.items():
                 made = best_row(those, figure)
-                told[heading] = f"{made[0].name} ({made[0].figure(figure):,.3g} ms, {made[1]:.2f} ×)" if made else "n/a"
+                told[heading] = f"{made[0].name} ({_ms(made[0].figure(figure))}, {made[1]:.2f} ×)" if made else "n/a"
             rows.append(told)
     return rows or [{"recorded": "requests one by one (`--rate`)", "arrivals/s": MISSING}]
 
 
+def _ms(value: float | None) -> str:
+    assert value is not None
+    return f"{value:,.0f} ms" if value >= 100 else f"{value:.3g} ms"
+
+
 def _cell(claim: Claim, recorded: Recorded) -> str:
     document = recorded.document
-    if claim.pipeline and claim.pipeline != recorded.pipeline:
-        return "–"
     if document is None:
         return MISSING
     if claim.processes is None:

@@ -32,7 +32,7 @@ class Work:
     @property
     def regime(self) -> str:
         """What was asked of every engine; empty for how they run by themselves."""
-        batch = f"at most {self.max_batch} at once in each engine" if self.max_batch else ""
+        batch = f"{self.max_batch} at once per engine" if self.max_batch else ""
         return ", ".join(word for word in ("eager" if self.eager else "", batch) if word)
 
     @property

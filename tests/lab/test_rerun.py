@@ -78,8 +78,7 @@ def test_several_recordings_of_a_pipeline_are_told_apart(tmp_path: Path, monkeyp
     found = [recorded for recorded in recorded_reproductions() if recorded.document]
     labels = ["H200, vLLM, opt, default", "H200, vLLM, opt, eager", "H200, vLLM, llama, default"]
     assert [recorded.label for recorded in found] == labels
-    table = beside_reported(found)
-    assert all(table[1][label] == "best: split × 2, shared: 0.50, a loss" for label in labels)
+    assert list(measured(found).values())[1] == dict.fromkeys(labels, "best: split × 2, shared: 0.50, a loss")
     assert [line["recorded"] for line in summary(found)] == labels
     document = found[0].document
     assert document is not None and gains(document, 12) == {"sequential": 1.0, "split × 2, shared": 0.5}
@@ -90,14 +89,29 @@ def test_several_recordings_of_a_pipeline_are_told_apart(tmp_path: Path, monkeyp
     assert one_by_one([])[0]["arrivals/s"] == MISSING
 
 
-def test_claims_stand_beside_the_rows_they_mean(recordings: list[rerun.Recorded]) -> None:
-    rows = beside_reported(recordings)
-    assert len(rows) == len(CLAIMS) and all(row["source"] and row["not told"] for row in rows)
-    latency, best_latency, throughput, steady = (row["CPU, Hugging Face"] for row in rows)
-    assert latency == "replicas × 2: 1.50, as much or more; split × 2: 0.90, a loss"
-    assert best_latency == throughput == "best: replicas × 2: 1.50, as much or more"
-    assert steady == "replicas × 4: 1.40, as much or more", "of rates in the window in which all had work"
-    assert rows[0]["CPU, vLLM"] == "–" and rows[1]["CPU, vLLM"] == MISSING == rows[0]["H200, Hugging Face"]
+def measured(found: list[rerun.Recorded]) -> dict[str, dict[str, str]]:
+    """By what is claimed: what was measured in which recording."""
+    told: dict[str, dict[str, str]] = {}
+    for line in beside_reported(found):
+        if line["reported"]:
+            own = told.setdefault(line["reported"].partition(" (")[0], {})
+            assert line["source"] and line["not told"] and not line["measured here"]
+        else:
+            own[line["recorded"]] = line["measured here"]
+    assert list(told) == [claim.said for claim in CLAIMS]
+    return told
+
+
+def test_claims_stand_above_the_rows_they_mean(recordings: list[rerun.Recorded]) -> None:
+    latency, best_latency, throughput, steady = measured(recordings).values()
+    assert latency == {
+        "CPU, Hugging Face": "replicas × 2: 1.50, as much or more; split × 2: 0.90, a loss",
+        "H200, Hugging Face": MISSING,
+    }, "and nothing of vLLM, about which the figure is not"
+    best = "best: replicas × 2: 1.50, as much or more"
+    assert best_latency["CPU, Hugging Face"] == throughput["CPU, Hugging Face"] == best
+    assert steady["CPU, Hugging Face"] == "replicas × 4: 1.40, as much or more", "in the window in which all had work"
+    assert best_latency["CPU, vLLM"] == MISSING
 
 
 def test_less_than_reported_is_called_less() -> None:
@@ -108,7 +122,7 @@ def test_less_than_reported_is_called_less() -> None:
         {},
         ORIGIN,
     )
-    found = beside_reported([rerun.Recorded("here", "CPU", "hf", document)])
+    found = list(measured([rerun.Recorded("here", "CPU", "hf", document)]).values())
     assert found[0]["here"] == "split × 2, 128 new tokens: 1.10, less"
     assert found[3]["here"] == "not run with 4 processes"
 

@@ -82,7 +82,7 @@ def test_an_older_regime_and_requests_one_by_one(tmp_path: Path, no_process_left
     assert "tokens differ" in str(result.exception), "the fake's"
     found = Reproduction.load(tmp_path / "r.json")
     assert found.work.eager and found.work.max_batch == 2
-    assert "eager, at most 2 at once in each engine" in str(found.work)
+    assert "eager, 2 at once per engine" in str(found.work)
     closed, forty, half = (
         [row for row in found.rows if row.rate == rate] for rate in dict.fromkeys(row.rate for row in found.rows)
     )
