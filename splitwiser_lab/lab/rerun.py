@@ -25,8 +25,11 @@ splitwiser-lab reproduce --pipeline vllm --scale small --json reproduce-vllm.jso
 splitwiser-lab reproduce --pipeline hf --scale paper --processes 2 --no-mps --json part-1.json
 splitwiser-lab reproduce --pipeline hf --scale paper --processes 2 --mps --json part-2.json
 splitwiser-lab reproduce --join part-1.json --join part-2.json --json reproduce-hf.json
-splitwiser-lab reproduce --pipeline vllm --scale paper --rate 70% --json reproduce-vllm.json
-splitwiser-lab reproduce --pipeline vllm --scale paper --eager --max-batch 8 --rate 70% --json reproduce-vllm-8.json"""
+splitwiser-lab reproduce --pipeline vllm --scale paper --no-mps --rate 70% --json part-1.json
+splitwiser-lab reproduce --pipeline vllm --scale paper --mps --rate RATE_OF_PART_1 --json part-2.json
+splitwiser-lab reproduce --join part-1.json --join part-2.json --json reproduce-vllm.json
+splitwiser-lab reproduce --pipeline vllm --scale paper --mps --rate 70% \\
+    --eager --max-batch 8 --json reproduce-vllm-8.json"""
 _PLACES = {"CPU": "recordings/cpu", "H200": "recordings/h200"}
 _PAPERS = (BASE, "replicas", "split")  # modes of the paper's pipelines
 _LATENCIES = {"TTFT p50": "median_ttft_ms", "TTFT p99": "p99_ttft_ms", "ITL p99": "p99_itl_ms"}

@@ -32,8 +32,11 @@ class Rate:
         return cls(value, bool(percent))
 
     def requests_per_s(self, served: float) -> float:
-        """This rate where `sequential` served so many requests a second."""
-        return self.value * served if self.of_served else self.value
+        """This rate where `sequential` served so many requests a second.
+
+        A share comes in three digits: by that number another part of the same reproduction can name it.
+        """
+        return float(f"{self.value * served:.3g}") if self.of_served else self.value
 
 
 def arriving(work: Workload, rate: float) -> Workload:

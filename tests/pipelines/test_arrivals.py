@@ -16,7 +16,8 @@ from splitwiser_lab.pipelines.winners import best_row, winners
 
 def test_rates_are_requests_a_second_or_a_share_of_what_is_served() -> None:
     assert Rate.parse(" 12.5").requests_per_s(100.0) == 12.5
-    assert Rate.parse("70%").requests_per_s(20.0) == pytest.approx(14.0)
+    assert Rate.parse("70%").requests_per_s(20.0) == 14.0
+    assert Rate.parse("70%").requests_per_s(215.7654) == 151.0, "a number that can be given by hand"
     for wrong in ("", "fast", "0", "-3", "inf", "70%%", "70% of it"):
         with pytest.raises(WorkloadError, match="give requests a second"):
             Rate.parse(wrong)
