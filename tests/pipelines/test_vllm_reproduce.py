@@ -37,6 +37,11 @@ def test_knobs_choose_placements() -> None:
         "split × 2, shared, MPS",
         "split × 2, example, MPS",
     ]
+    assert names(modes=["split"], mps=True) == [
+        "sequential",
+        "split × 2, shared, MPS",
+        "split × 2, shared, MPS 75/25 %",
+    ], "the experiment's own, where it has some under MPS"
     assert names(modes=["split"], mps=False) == ["sequential", "split × 2, shared", "split × 2, example"]
     assert names("small", modes=["split"], sm_shares=[60, 40])[1] == "split × 2, shared, MPS 60/40 %"
     changed = VLLM_EXPERIMENTS["small"].with_knobs(model="x", requests=3, outputs=(5, 6), seed=None)

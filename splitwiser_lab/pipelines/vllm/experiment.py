@@ -61,7 +61,9 @@ class VllmExperiment:
         for name, value in [*numbers, *(("output", output) for output in given.get("outputs", ()))]:
             if value < 1:
                 raise WorkloadError(f"{name}={value}: give a whole number, 1 or more.")
+        as_chosen = {p.mode for p in self.placements if p.mps == mps}  # the others run with MPS as chosen, too
         kept = [p for p in self.placements if not modes or p.mode in modes]
+        kept = [p for p in kept if p.mps == mps or p.mode not in as_chosen or p.mode == "sequential"]
         named = [VllmPlacement.of(mode) for mode in modes if mode not in {p.mode for p in self.placements}]
         chosen = []
         for p in [*kept, *named]:

@@ -47,7 +47,8 @@ class DeviceMemory:
     def __init__(self, handle: bytes, offset: int, nbytes: int) -> None:
         torch.cuda.current_stream().synchronize()  # now this thread has a context
         address = open_handle(handle, ctypes.CDLL("libcuda.so.1")) + offset
-        self._bytes = torch.as_tensor(_Foreign(address, nbytes), device="cuda")
+        with torch.inference_mode(False):  # else only that mode could write to it
+            self._bytes = torch.as_tensor(_Foreign(address, nbytes), device="cuda")
 
     def view(self, dtype: torch.dtype, shape: tuple[int, ...], offset: int) -> torch.Tensor:
         return self._bytes[offset : offset + math.prod(shape) * dtype.itemsize].view(dtype).view(shape)
