@@ -153,7 +153,7 @@ class Reproduction(Document):
                 if heading == "× sequential":
                     ceiling = self.ceiling(row)
                     cells["at most"] = f"{ceiling.run:.2f}" if ceiling else "n/a"
-            count = len(row.differences)
+            count = row.different
             rows.append(cells | {"tokens": "identical" if not count else f"{count} differ"})
         return rows
 

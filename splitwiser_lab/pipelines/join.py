@@ -70,7 +70,8 @@ def _pooled(a: Row, b: Row) -> Row:
     """The rounds of both."""
     samples = {name: [*a.samples.get(name, []), *b.samples.get(name, [])] for name in {**a.samples, **b.samples}}
     differences, unexplained = a.differences + b.differences, a.unexplained + b.unexplained
-    return replace(a, samples=samples, differences=differences, unexplained=unexplained)
+    different = a.different + b.different
+    return replace(a, samples=samples, different=different, differences=differences, unexplained=unexplained)
 
 
 def _ran(name: str, rows: dict[tuple[str, int, float | None], Row]) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 from splitwiser_lab.measure.reference import TokenCheck
 
 BASE = "sequential"  # the row that the others are compared with
+_SHOWN = 20  # differences that are described, besides those that precision does not explain
 
 
 @dataclass(frozen=True)
@@ -54,8 +55,9 @@ class Row:
     """One way to do the work: its figures in every round, and what its tokens were.
 
     `mode` is that of the pipeline; `generate` or `engine` for what runs beside it. `rate`: requests came one by one,
-    so many a second (None: all at once). `differences` says for each request of each round whose tokens differ where
-    and how far, `unexplained` how many of these precision does not explain.
+    so many a second (None: all at once). `different` counts, over the rounds, requests whose tokens are not
+    the reference's; `differences` says of the first of them, and of all `unexplained` ones, which precision does not
+    explain, where they differ and how far.
     """
 
     name: str
@@ -65,13 +67,14 @@ class Row:
     mps: bool = False
     rate: float | None = None
     samples: dict[str, list[float]] = field(default_factory=dict)
+    different: int = 0
     differences: list[str] = field(default_factory=list)
     unexplained: int = 0
 
     @property
     def tokens_identical(self) -> bool:
         """Every token of every request in every round is the reference's."""
-        return not self.differences
+        return not self.different
 
     @property
     def repeats(self) -> int:
@@ -87,9 +90,12 @@ class Row:
     def judge(self, checks: Iterable[TokenCheck]) -> None:
         """Take what a round's tokens were found to be, one check a request."""
         for check in checks:
-            if not check.identical:
+            if check.identical:
+                continue
+            self.different += 1
+            self.unexplained += not check.explained
+            if len(self.differences) < _SHOWN or not check.explained:
                 self.differences.append(str(check))
-                self.unexplained += not check.explained
 
     def figure(self, name: str) -> float | None:
         """The median of a figure over the rounds; None where it was not measured."""
@@ -103,6 +109,7 @@ class Row:
             **{"mode": self.mode, "processes": self.processes, "mps": self.mps, "rate": self.rate},
             **{name: median(values) for name, values in self.samples.items()},
             "tokens_identical": self.tokens_identical,
+            "different": self.different,
             "differences": self.differences,
             "unexplained": self.unexplained,
             "repeats": self.repeats,
@@ -114,4 +121,7 @@ class Row:
     def from_dict(cls, raw: dict[str, Any]) -> Row:
         """Read back what `to_dict` gave."""
         kept = {name: raw[name] for name in ("name", "mode", "processes", "mps", "differences", "unexplained")}
-        return cls(output=raw["output_tokens"], samples=raw["samples"], rate=raw.get("rate"), **kept)
+        different = raw.get("different", len(raw["differences"]))
+        return cls(
+            output=raw["output_tokens"], samples=raw["samples"], rate=raw.get("rate"), different=different, **kept
+        )

@@ -56,6 +56,17 @@ def test_a_row_reports_median_spread_and_differences() -> None:
     assert Row.from_dict(told) == found
 
 
+def test_of_many_differences_the_first_are_described_and_all_without_a_reason() -> None:
+    found = row("replicas × 2", 128)
+    found.judge([TokenCheck(n, 0.1, 0.5) for n in range(30)] + [TokenCheck(77, 0.9, 0.1)] + [TokenCheck()])
+    assert (found.different, found.unexplained, len(found.differences)) == (31, 1, 21)
+    assert "token 77" in found.differences[-1] and Row.from_dict(found.to_dict()) == found
+    assert part(found).table_rows()[0]["tokens"] == "31 differ"
+    old = found.to_dict()
+    del old["different"], old["rate"]
+    assert Row.from_dict(old).different == 21, "as it was counted in files without it"
+
+
 def test_a_difference_without_a_reason_is_named_and_ends_the_command(tmp_path: Path) -> None:
     odd = row("split × 2", 12, 10.0)
     odd.judge([TokenCheck(3, 0.5, 0.1)])
