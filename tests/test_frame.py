@@ -3,6 +3,7 @@
 import ast
 import importlib.util
 import io
+import os
 import re
 import shutil
 import subprocess
@@ -192,7 +193,10 @@ class TestSetUp:
         program.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/told\n[ "$1" != fetch ]\n')
         program.chmod(0o755)
         words = ["make", "-f", str(ROOT / "Makefile"), target, "PYTHON=true", f"BIN={program.parent}"]
-        done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
+        # What an outer make was told, as in `make test ARGS=...`, is not for this one.
+        outer = {"MAKEFLAGS", "MAKEOVERRIDES", "MFLAGS", "MAKELEVEL", "ARGS"}
+        env = {name: value for name, value in os.environ.items() if name not in outer}
+        done = subprocess.run(words, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         assert (tmp_path / "told").read_text().split() == ["fetch", target]
         assert "fetched when it is first used" in done.stdout
