@@ -11,14 +11,16 @@ from multiprocessing.connection import Connection
 
 import torch
 
-from splitwiser_lab.errors import LaneError
+from splitwiser_lab.errors import HardwareError, LaneError
 from splitwiser_lab.lanes.base import spread
 from splitwiser_lab.lanes.ranges import batch_range
 from splitwiser_lab.model.batch import Batch, BatchResult
 from splitwiser_lab.model.graph_shapes import UsualWork
+from splitwiser_lab.model.products import check_products
 from splitwiser_lab.model.runner import Runner, runner_for
 from splitwiser_lab.model.transformer import Transformer
 
+_ANOTHER_PART = "Choose another share (of an H200, 25, 50, 90 and 100 % were seen to be right), or float32."
 _CLOCK_SECONDS = 20.0  # how long one anchor of the device's clock is trusted
 
 
@@ -26,12 +28,20 @@ class DeviceLane:
     """Launches each batch at `submit` and returns; the device runs them in order."""
 
     def __init__(
-        self, name: str, transformer: Transformer, stream: torch.cuda.Stream, multiprocessors: int | None = None
+        self,
+        name: str,
+        transformer: Transformer,
+        stream: torch.cuda.Stream,
+        multiprocessors: int | None = None,
+        part: str = "",
     ) -> None:
-        """`multiprocessors` are those that the stream may use; None for all."""
+        """`multiprocessors` are those that the stream may use; None for all that this process has.
+
+        `part` says in words which part of the GPU that is ("with 48 of 132 SMs"); "" if it is all of it.
+        """
         self.name, self.stream = name, stream
         self.cores: list[int] = []  # the host only launches: whatever the process has
-        self._transformer, self._multiprocessors = transformer, multiprocessors
+        self._transformer, self._multiprocessors, self._part = transformer, multiprocessors, part
         self._clock: DeviceClock | None = None
         self._runner: Runner | None = None
 
@@ -41,7 +51,10 @@ class DeviceLane:
         return self._runner.depth if self._runner else 1
 
     def start(self) -> None:
-        """Let what other streams wrote so far (weights, pool) be seen on this one, and set the clock."""
+        """Let what other streams wrote so far (weights, pool) be seen on this one, and set the clock.
+
+        Raises LaneError where the lane's part of the GPU computes wrong products.
+        """
         if self._clock is None:
             # Not the whole device: while another lane captures a graph, that would fail, and spoil the graph.
             for stream in torch.cuda.default_stream(self.stream.device), torch.cuda.current_stream(self.stream.device):
@@ -49,7 +62,15 @@ class DeviceLane:
             self._clock = DeviceClock(self.stream.device)
         if self._runner is None:
             with torch.cuda.stream(self.stream):
+                if self._part:
+                    self._check_products()
                 self._runner = runner_for(self._transformer, self._multiprocessors)
+
+    def _check_products(self) -> None:
+        try:
+            check_products(self._transformer.weights.multiplied(), self._part, _ANOTHER_PART)
+        except HardwareError as error:
+            raise LaneError(f"lane {self.name!r}: {error}") from error
 
     def warm_up(self, work: UsualWork) -> None:
         """Compile and capture on the lane's own stream, and wait until the device has done its part of it."""
@@ -59,6 +80,8 @@ class DeviceLane:
             with torch.cuda.stream(self.stream):
                 self._runner.warm_up(work)
             self.stream.synchronize()
+        except LaneError:
+            raise
         except Exception as error:
             raise LaneError(f"lane {self.name!r}: its warm-up failed: {error}") from error
 
@@ -68,6 +91,8 @@ class DeviceLane:
             assert self._clock is not None and self._runner is not None
             with torch.cuda.stream(self.stream), batch_range(self.name, batch):
                 return DeviceTicket(self.name, self._runner, batch, self._clock)
+        except LaneError:
+            raise
         except Exception as error:
             raise LaneError(f"lane {self.name!r}: a batch failed: {error}") from error
 

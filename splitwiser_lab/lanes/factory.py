@@ -55,9 +55,10 @@ class LaneHouse:
         if kind == "partition":
             assert share is not None
             partition = self._partition(share)
-            if name == "decode":
-                return DeviceLane(name, self._transformer, partition.decode, partition.decode_sms)
-            return DeviceLane(name, self._transformer, partition.prefill, partition.prefill_sms)
+            decode = name == "decode"
+            stream = partition.decode if decode else partition.prefill
+            sms = partition.decode_sms if decode else partition.prefill_sms
+            return DeviceLane(name, self._transformer, stream, sms, f"in a green context with {sms} SMs")
         high = kind == "stream" and name == "decode"
         return DeviceLane(name, self._transformer, stream_of(self, self._device, high))
 

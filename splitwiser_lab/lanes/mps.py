@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from splitwiser_lab.errors import LaneError
 from splitwiser_lab.lanes.mps_guard import folder_environment, sweep
 
-DEFAULT_SHARES = {"prefill": 75, "decode": 25}  # percent of the SMs: the best found on an H200
+# Percent of the SMs, which may overlap. Not every share computes right: see `model.products`.
+DEFAULT_SHARES = {"prefill": 90, "decode": 25}
 _START_SECONDS = 30.0
 _STOP_SECONDS = 20.0
 

@@ -42,7 +42,7 @@ class WorkerSetup:
     pool: Handle
     pages: int
     page_size: int
-    under_mps: bool
+    mps_share: int | None  # percent of the SMs; None without MPS
 
 
 class ProcessLane:
@@ -89,7 +89,7 @@ class ProcessLane:
         except HardwareError as error:
             raise LaneError(f"lane {self.name!r}: {error}.") from error
         dtype = str(weights.dtype).removeprefix("torch.")
-        under_mps = self._share is not None and not self.on_cpu
+        mps_share = self._share.percent if self._share is not None and not self.on_cpu else None
         return WorkerSetup(
             self.name,
             self._transformer.config,
@@ -100,7 +100,7 @@ class ProcessLane:
             handles[1],
             pool.pages,
             pool.page_size,
-            under_mps,
+            mps_share,
         )
 
     def start(self) -> None:

@@ -25,6 +25,9 @@ def serve(connection: Connection) -> None:
     setup: WorkerSetup = connection.recv()
     try:
         lane = _lane(setup)
+    except LaneError as error:  # it says all that there is to say
+        send_answer(connection, Failure(str(error), fatal=True))
+        return
     except Exception:
         send_answer(connection, Failure(traceback.format_exc(), fatal=True))
         return
@@ -47,14 +50,18 @@ def _lane(setup: WorkerSetup) -> Lane:
     device = torch.device(setup.device)
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    if setup.under_mps and not mps_enabled(device.index):
+    if setup.mps_share is not None and not mps_enabled(device.index):
         raise RuntimeError("CUDA started here without the MPS daemon, which would be another mode")
     weights = Weights(setup.config, dtype, setup.device, setup.weights, setup.packed)
     pool = KVPool(setup.config, dtype, setup.device, setup.pages, setup.page_size, setup.pool)
     transformer = Transformer(weights, pool)
     if device.type == "cpu":
         return InlineLane(setup.lane, transformer)
-    lane = DeviceLane(setup.lane, transformer, torch.cuda.Stream(device))
+    part = ""
+    if setup.mps_share not in (None, 100):
+        sms = torch.cuda.get_device_properties(device).multi_processor_count
+        part = f"under MPS with {setup.mps_share} % of the GPU ({sms} SMs)"
+    lane = DeviceLane(setup.lane, transformer, torch.cuda.Stream(device), part=part)
     lane.start()
     return lane
 

@@ -59,6 +59,12 @@ class Weights:
         """All names; once packed, `layers.N.gate` and `layers.N.up` may stand for `layers.N.gate_up`."""
         return list(self._tensors)
 
+    def multiplied(self) -> list[torch.Tensor]:
+        """The matrices [out, in] of all products, as they were before packing."""
+        head = "embed.weight" if self.config.tied else "head.weight"
+        looked_up = [name for name in _LOOKED_UP if name != head]
+        return [tensor for name, tensor in self._plain.items() if tensor.dim() == 2 and name not in looked_up]
+
     def pack(self) -> None:
         """Lay the matrices out as this CPU multiplies fastest; afterwards only `linear` can read them.
 

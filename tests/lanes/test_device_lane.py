@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import pytest
 import torch
 
-from splitwiser_lab.errors import LaneError
+from splitwiser_lab.errors import HardwareError, LaneError
 from splitwiser_lab.lanes import device as device_module
 from splitwiser_lab.lanes.base import wait_any
 from splitwiser_lab.lanes.device import DeviceClock, DeviceLane, DeviceTicket
@@ -235,3 +235,29 @@ def test_waiting_asks_again_and_again(monkeypatch: pytest.MonkeyPatch) -> None:
     later = lane_of(FakeTransformer(5.0, 42, 43)).submit(batch())
     wait_any([later], timeout=1.0)
     assert not later.done() and Device.now < 1002.0
+
+
+def test_a_part_of_the_gpu_that_multiplies_wrongly_takes_no_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once for each lane, on its own stream; a lane with all of the GPU is trusted."""
+    asked = []
+
+    def check(matrices: list[str], where: str, advice: str) -> None:
+        asked.append((matrices, where, Device.current))
+        if "98" in where:
+            raise HardwareError(f"{where}, 3 of 9 products come out wrong. {advice}")
+
+    monkeypatch.setattr(device_module, "check_products", check)
+    model = FakeTransformer(0.5, 42, 43)
+    model.weights.multiplied = lambda: ["all of them"]
+    lane_of(model).submit(batch())
+    assert not asked
+    right = DeviceLane("main", model, Stream(), part="with 66 SMs")  # type: ignore[arg-type]
+    for _ in range(2):
+        right.submit(batch())
+    assert asked == [(["all of them"], "with 66 SMs", right.stream)]
+    wrong = DeviceLane("prefill", model, Stream(), part="with 98 SMs")  # type: ignore[arg-type]
+    for _ in range(2):
+        with pytest.raises(LaneError, match=r"^lane 'prefill': with 98 SMs, 3 of 9 .* wrong\. Choose another"):
+            wrong.submit(batch())
+    with pytest.raises(LaneError, match="wrong"):
+        wrong.start()

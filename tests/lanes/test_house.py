@@ -81,7 +81,7 @@ def test_lanes_are_kept_for_each_division(house: LaneHouse) -> None:
 def test_shares_of_mps_are_processes_of_their_own(house: LaneHouse, monkeypatch: pytest.MonkeyPatch) -> None:
     closed: list[Lane] = []
     monkeypatch.setattr(ProcessLane, "close", lambda lane: closed.append(lane))
-    first = pair(house, "mps", prefill_share=75, decode_share=25)
+    first = pair(house, "mps", prefill_share=90, decode_share=25)
     assert pair(house, "mps") == first, "which are the defaults"
     second = pair(house, "mps", prefill_share=50, decode_share=25)
     assert second[0] is not first[0] and second[1] is first[1]

@@ -12,8 +12,9 @@ from multiprocessing.connection import Connection
 import pytest
 
 from splitwiser_lab.errors import LaneError
+from splitwiser_lab.lanes import worker
 from splitwiser_lab.lanes.wire import Failure, Ready, Sender, pack_work, receive_answer
-from splitwiser_lab.lanes.worker import Server
+from splitwiser_lab.lanes.worker import Server, serve
 from splitwiser_lab.model.batch import GREEDY, Batch, BatchResult, Sequence
 from splitwiser_lab.model.graph_shapes import UsualWork
 
@@ -128,3 +129,19 @@ def test_a_warm_up_is_answered_like_a_batch_and_may_fail(served: Served) -> None
     served.ask(10)
     served.lane.done.add(1)
     assert served.answer() == BatchResult([1], 0.0, 1.0), "the next batch is none the worse"
+
+
+@pytest.mark.parametrize("error", [LaneError("with 98 SMs, products come out wrong"), KeyError("no such tensor")])
+def test_a_lane_that_cannot_start_says_why(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    """Where and in which line only if nobody expected it."""
+
+    def build(setup: object) -> None:
+        raise error
+
+    monkeypatch.setattr(worker, "_lane", build)
+    ours, theirs = Pipe()
+    ours.send("the setup")
+    serve(theirs)
+    failure = receive_answer(ours)
+    assert isinstance(failure, Failure) and failure.fatal and str(error) in failure.text
+    assert ("Traceback" in failure.text) == isinstance(error, KeyError)
