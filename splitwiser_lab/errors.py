@@ -43,3 +43,11 @@ class GenerationError(SplitwiserError, RuntimeError):
     def __init__(self, message: str, result: Any) -> None:
         super().__init__(message)
         self.result = result
+
+
+def not_a_number(lane: str, number: int) -> LaneError:
+    """Of a request whose output token `number` could not be picked."""
+    return LaneError(
+        f"lane {lane!r}: the logits for output token {number} of a request hold a NaN, so that none is the largest: "
+        "the numbers overflowed, or the device computed wrongly. Try dtype='float32', or another mode."
+    )

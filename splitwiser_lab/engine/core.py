@@ -18,8 +18,9 @@ from splitwiser_lab.engine.pages import PageAllocator
 from splitwiser_lab.engine.request import Request
 from splitwiser_lab.engine.scheduler import Limits, Scheduler, decode_only
 from splitwiser_lab.engine.station import ModeSwitch, Station
-from splitwiser_lab.errors import LaneError, SplitwiserError
+from splitwiser_lab.errors import LaneError, SplitwiserError, not_a_number
 from splitwiser_lab.lanes.base import Lane, wait_any
+from splitwiser_lab.model.batch import NOT_A_NUMBER
 from splitwiser_lab.timeline import FinishReason, ModeChange, Span
 
 _KEPT_SPANS = 200_000
@@ -232,6 +233,9 @@ class Core:
                 self.scheduler.came_back(request)
                 continue
             request.computed = part.context
+            if token == NOT_A_NUMBER:
+                self._end(request, "error", not_a_number(lane, len(request.output) + 1))
+                continue
             heard.append((request, token))
             if token is not None:
                 request.output.append(token)

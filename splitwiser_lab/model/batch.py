@@ -26,6 +26,8 @@ GREEDY = SamplingSpec()
 
 PENDING = -1  # stands for a token that the lane itself picked in its last batch, and that nobody has read yet
 
+NOT_A_NUMBER = -2  # in place of a picked token: the logits hold a NaN, so that none is the largest
+
 
 @dataclass(slots=True)  # not frozen, which takes twice as long to make: there is one for each row at each step
 class Sequence:
@@ -86,7 +88,7 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class BatchResult:
-    """What came of a batch: per sequence the picked token (None where none was asked for).
+    """What came of a batch: per sequence the picked token (None where none was asked for; see NOT_A_NUMBER).
 
     `start` and `end` are the device's, in seconds on `time.perf_counter`'s clock.
     """

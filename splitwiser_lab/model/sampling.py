@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import torch
 
-from splitwiser_lab.model.batch import SamplingSpec
+from splitwiser_lab.model.batch import NOT_A_NUMBER, SamplingSpec
 
 
 def sample(logits: torch.Tensor, specs: list[SamplingSpec]) -> torch.Tensor:
-    """`logits` [S, V] and one spec a row -> token ids [S]."""
-    return resample(logits.argmax(dim=-1), logits, specs)
+    """`logits` [S, V] and one spec a row -> token ids [S], NOT_A_NUMBER for a row that holds a NaN."""
+    tokens = logits.argmax(dim=-1)
+    largest = logits.gather(-1, tokens[:, None])[:, 0]  # PyTorch takes a NaN for the largest
+    return resample(tokens.masked_fill_(largest.isnan(), NOT_A_NUMBER), logits, specs)
 
 
 def resample(greedy: torch.Tensor, logits: torch.Tensor, specs: list[SamplingSpec]) -> torch.Tensor:
@@ -40,7 +42,9 @@ def resample(greedy: torch.Tensor, logits: torch.Tensor, specs: list[SamplingSpe
     cumulative = kept.cumsum(-1)
     threshold = column([spec.uniform for spec in chosen]) * cumulative[:, -1:]
     picked = torch.searchsorted(cumulative, threshold, right=True)[:, 0]  # [R]
-    return greedy.index_copy(0, index, picked.to(greedy.dtype))
+    greedy_too = greedy[index]
+    picked = torch.where(greedy_too == NOT_A_NUMBER, greedy_too, picked.to(greedy.dtype))
+    return greedy.index_copy(0, index, picked)
 
 
 def _upload(values: torch.Tensor, device: torch.device) -> torch.Tensor:

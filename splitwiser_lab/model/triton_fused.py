@@ -109,19 +109,24 @@ def resolve_kernel(tokens, board, out, count, BLOCK: tl.constexpr):
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     token = tl.load(tokens + at, mask=at < count, other=0)
     picked = tl.load(board + (-1 - token), mask=(at < count) & (token < 0), other=0)
+    picked = tl.maximum(picked, 0)  # where no token could be picked, nobody will read what comes of this one
     tl.store(out + at, tl.where(token < 0, picked, token), mask=at < count)
 
 
 @triton.jit
-def argmax_parts_kernel(logits, tops, places, size, stride, BLOCK: tl.constexpr):
-    """The largest of each BLOCK of logits [rows, size], and where it stands; the first of equals."""
+def argmax_parts_kernel(logits, tops, places, size, stride, not_a_number: tl.constexpr, BLOCK: tl.constexpr):
+    """The largest of each BLOCK of logits [rows, size], and where it stands; the first of equals.
+
+    A block with a NaN has `not_a_number` for a place, and comes before all others.
+    """
     row, part = tl.program_id(0), tl.program_id(1)
     at = part * BLOCK + tl.arange(0, BLOCK)
     values = tl.load(logits + row.to(tl.int64) * stride + at, mask=at < size, other=float("-inf")).to(tl.float32)
+    broken = tl.max((values != values).to(tl.int32), 0) > 0
     top, place = tl.max(values, 0, return_indices=True)
     slot = row * tl.num_programs(1) + part
-    tl.store(tops + slot, top)
-    tl.store(places + slot, part * BLOCK + place)
+    tl.store(tops + slot, tl.where(broken, float("inf"), top))
+    tl.store(places + slot, tl.where(broken, not_a_number, part * BLOCK + place))
 
 
 @triton.jit

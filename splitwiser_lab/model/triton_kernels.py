@@ -14,6 +14,7 @@ import triton
 
 from splitwiser_lab.model import triton_attention, triton_fused
 from splitwiser_lab.model.attention import attend_prefill
+from splitwiser_lab.model.batch import NOT_A_NUMBER
 from splitwiser_lab.model.choice import has_matrix_units
 from splitwiser_lab.model.config import ModelConfig
 from splitwiser_lab.model.kernels import Pages
@@ -148,7 +149,10 @@ class TritonKernels:
         return self._scratch[-1]
 
     def pick(self, logits: torch.Tensor, places: torch.Tensor, board: torch.Tensor) -> torch.Tensor:
-        """Greedy tokens [E] of `logits` [E, vocabulary], also written to their `places` on the `board`."""
+        """Greedy tokens [E] of `logits` [E, vocabulary], also written to their `places` on the `board`.
+
+        NOT_A_NUMBER for a row that holds a NaN.
+        """
         rows, size = logits.shape
         parts = triton.cdiv(size, _ARGMAX_BLOCK)
         tops = torch.empty((rows, parts), dtype=torch.float32, device=logits.device)
@@ -156,7 +160,7 @@ class TritonKernels:
         tokens = torch.empty(rows, dtype=torch.int32, device=logits.device)
         if rows:
             triton_fused.argmax_parts_kernel[(rows, parts)](
-                logits, tops, found, size, logits.stride(0), _ARGMAX_BLOCK, num_warps=8
+                logits, tops, found, size, logits.stride(0), NOT_A_NUMBER, _ARGMAX_BLOCK, num_warps=8
             )
             triton_fused.argmax_kernel[(rows,)](
                 tops, found, places, tokens, board, parts, triton.next_power_of_2(parts), num_warps=1

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Iterator
 
 import pytest
-from conftest import ByteTokenizer, speaking_engine
+from conftest import ByteTokenizer, MakeEngine, speaking_engine
 from tiny_models import CONTEXT, expected, prompts_of, tiny
 
 from splitwiser_lab import Engine, GenerationError
@@ -17,6 +17,7 @@ from splitwiser_lab.model.config import ModelConfig
 MODES = ["sequential", "chunked", "processes"]
 PROMPTS = prompts_of(40, 12, 25, 60)
 NEW = 40
+POISON = 197  # a token that none of the prompts holds, and no request writes
 
 
 @pytest.fixture(scope="module")
@@ -173,3 +174,24 @@ def test_the_last_token_comes_with_the_request_done(engine: Engine) -> None:
     seen: list[bool] = []
     engine.generate(PROMPTS[0], 3, on_token=lambda request, token: seen.append(request.done))
     assert seen == [False, False, True]
+
+
+# -- numbers that are none
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_logits_that_are_no_numbers_end_their_request_with_an_error(
+    make_engine: MakeEngine, mode: str, temperature: float
+) -> None:
+    """As where half precision overflows, or a device computes wrongly. The others' tokens stay what they are."""
+    engine = make_engine("llama", mode)
+    poisoned = [[*prompt[:-1], POISON] if number == 1 else prompt for number, prompt in enumerate(PROMPTS)]
+    right = engine.generate(PROMPTS, NEW, temperature=temperature, seed=3)
+    engine._transformer.weights["embed.weight"][POISON] = float("nan")
+    with pytest.raises(GenerationError, match=r"output token 1 of a request hold a NaN.*float32") as caught:
+        engine.generate(poisoned, NEW, temperature=temperature, seed=3)
+    for number, (request, expected_tokens) in enumerate(zip(caught.value.result.requests, right.tokens, strict=True)):
+        assert request.output == ([] if number == 1 else expected_tokens)
+    assert engine.kv_use == 0
+    assert engine.generate(PROMPTS[:1], NEW, temperature=temperature, seed=3).tokens == right.tokens[:1]

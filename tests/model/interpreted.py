@@ -11,7 +11,7 @@ import torch
 from transformers import LlamaConfig
 from triton.runtime import interpreter
 
-from splitwiser_lab.model.batch import GREEDY, PENDING, Batch, Sequence
+from splitwiser_lab.model.batch import GREEDY, NOT_A_NUMBER, PENDING, Batch, Sequence
 from splitwiser_lab.model.choice import kernel_error
 from splitwiser_lab.model.config import ModelConfig
 from splitwiser_lab.model.kv_pool import KVPool
@@ -98,6 +98,22 @@ def whole_model() -> dict[str, Any]:
     return {"logits": worst, "tokens": equal, "pool": float(pools), "padding_writes_nothing": kept}
 
 
+def not_a_number() -> dict[str, Any]:
+    """Rows with a NaN in the first or the last of several blocks, beside one whose largest is infinite."""
+    kernels = TritonKernels(transformer().config, "cpu", torch.float32, PAGE, TURING)
+    logits = torch.randn(4, 9000)
+    logits[0, 3] = logits[1, 8999] = float("nan")
+    logits[2, 8200] = float("inf")
+    board = torch.zeros(5, dtype=torch.int32)
+    picked = kernels.pick(logits, torch.arange(4, dtype=torch.int32), board)
+    said = torch.tensor([7, -1, -2, -3, -4], dtype=torch.int32)  # a known token, then what lies on the board
+    expected = [NOT_A_NUMBER, NOT_A_NUMBER, 8200, int(logits[3].argmax())]
+    return {
+        "picked": picked.tolist() == expected and board[:4].tolist() == expected,
+        "resolved": kernels.resolve(said, board).tolist() == [7, 0, 0, *expected[2:]],
+    }
+
+
 def main() -> None:
     take_masks_as_they_are()
     torch.manual_seed(0)
@@ -105,7 +121,7 @@ def main() -> None:
         f"{dtype}, sm_{major}{minor}": kernel_error("cpu", dtype, (major, minor))
         for dtype, (major, minor) in (("float32", HOPPER), ("float16", HOPPER), ("float16", TURING))
     }
-    print(json.dumps({"attention": attention, "model": whole_model()}))
+    print(json.dumps({"attention": attention, "model": whole_model(), "nan": not_a_number()}))
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from splitwiser_lab.model.batch import GREEDY, SamplingSpec
+from splitwiser_lab.model.batch import GREEDY, NOT_A_NUMBER, SamplingSpec
 from splitwiser_lab.model.sampling import sample
 
 LOGITS = torch.tensor([[0.3, 2.0, -1.0, 2.5, 0.0, -4.0, 1.0]])
@@ -35,6 +35,13 @@ def nucleus(temperature: float, top_p: float) -> torch.Tensor:
 def test_greedy_takes_the_largest() -> None:
     logits = torch.tensor([[0.0, 3.0, 1.0], [5.0, 3.0, 1.0]])
     assert sample(logits, [GREEDY, GREEDY]).tolist() == [1, 0]
+
+
+@pytest.mark.parametrize("spec", [GREEDY, SamplingSpec(0.8, 0.9, 0.3)])
+def test_a_row_with_a_nan_has_no_token_and_the_others_have(spec: SamplingSpec) -> None:
+    logits = torch.tensor([[0.0, 9.0, float("nan")], [5.0, -50.0, -50.0], [float("inf"), 0.0, 1.0]])
+    rows = logits if spec is GREEDY else logits[:2]
+    assert sample(rows, [spec] * len(rows)).tolist() == [NOT_A_NUMBER, 0, 0][: len(rows)]
 
 
 @pytest.mark.parametrize("temperature", [0.3, 0.8, 1.0, 2.5])

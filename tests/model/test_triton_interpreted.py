@@ -47,3 +47,8 @@ def test_a_forward_pass_is_that_of_the_plain_transformer(found: Any) -> None:
     assert model["logits"] < 1e-4 and model["pool"] < 1e-4
     assert model["tokens"] == [True, True, True]
     assert model["padding_writes_nothing"]
+
+
+def test_logits_with_a_nan_name_no_token(found: Any) -> None:
+    """And what ran ahead on the device looks up a token that exists."""
+    assert found["nan"] == {"picked": True, "resolved": True}
