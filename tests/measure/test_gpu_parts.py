@@ -128,9 +128,10 @@ def test_a_difference_is_held_against_what_the_dtype_tells_apart() -> None:
         add=lambda **row: rows.append(row),
     )
     noted = {"chunked": Differences(), "streams": Differences()}
-    request: Any = SimpleNamespace(prompt=prompt, output=[least, *tokens[1:]])
-    same: Any = SimpleNamespace(prompt=prompt, output=tokens)
-    assert noted["chunked"].compare([request, same], [tokens, tokens]) == 0.5
+    request: Any = SimpleNamespace(prompt=prompt, output=[least, *tokens[1:]], error=None)
+    same: Any = SimpleNamespace(prompt=prompt, output=tokens, error=None)
+    failed: Any = SimpleNamespace(prompt=prompt, output=[], error=RuntimeError("counted elsewhere"))
+    assert noted["chunked"].compare([request, failed, same], [tokens] * 3) == 0.5
     assert noted["streams"].compare([same], [tokens]) == 1.0
     add_token_rows(job, noted)
     assert (rows[0]["requests"], rows[0]["differ"], rows[0]["looked_at"]) == (2, 1, 1)

@@ -244,6 +244,22 @@ class TestVerdicts:
     def test_nothing_measured_is_no_verdict(self) -> None:
         assert {verdict.word for verdict in self.judge("peers", []).values()} == {"not measured"}
 
+    def test_a_mode_with_unexplained_tokens_wins_nothing(self) -> None:
+        def tokens(mode: str, differ: int, looked_at: int, explained: str) -> dict[str, Any]:
+            return {"part": "tokens", "mode": mode, "differ": differ, "looked_at": looked_at, "explained": explained}
+
+        rates = [self.row("sequential", 1.0, itl=40), *(self.row(m, 2.0) for m in ("streams", "mps", "processes"))]
+        said = [tokens("sequential", 0, 0, "no difference"), tokens("streams", 5, 4, "4 of 4")]
+        name, good = "tokens: what differs from sequential's", "most goodput over the rates, TTFT ≤ 500 ms"
+        found = self.judge("sweep", [*rates, *said, tokens("mps", 9, 4, "3 of 4"), tokens("processes", 9, 0, "")])
+        assert found[name].reached is False and found[name].bound == "mps, processes"
+        assert found[name].measured == "streams 4 of 4, mps 3 of 4, processes not looked at"
+        assert any(figure.startswith(good) and "streams 2.00/s" in v.measured for figure, v in found.items())
+        assert not any("mps:" in v.measured or "processes:" in v.measured for v in found.values())
+        assert self.judge("sweep", [*rates, *said])[name].reached is True
+        found = self.judge("sweep", [*rates, said[0], *(tokens(m, 9, 0, "") for m in ("streams", "mps", "processes"))])
+        assert not any(figure.startswith(good) and v.reached for figure, v in found.items())
+
     def test_the_gain_counts_only_with_a_gentle_decode(self) -> None:
         load = {"prefill_tokens": 2048, "decode_batch": 32, "context": 1024}
 

@@ -26,8 +26,12 @@ class Differences:
     kept: list[tuple[list[int], list[int], list[int]]] = field(default_factory=list)  # prompt, ours, sequential's
 
     def compare(self, requests: Sequence[Request], theirs: Sequence[list[int]]) -> float:
-        """Note where `requests` differ from what sequential wrote for them; the share that does not."""
-        found = [(r.prompt, list(r.output), other) for r, other in zip(requests, theirs, strict=True)]
+        """Note where `requests` differ from what sequential wrote for them; the share that does not.
+
+        Of those that failed, which are counted elsewhere, nothing is compared.
+        """
+        both = zip(requests, theirs, strict=True)
+        found = [(r.prompt, list(r.output), other) for r, other in both if r.error is None]
         differing = [one for one in found if one[1] != one[2]]
         self.compared, self.differ = self.compared + len(found), self.differ + len(differing)
         self.kept += differing[: _LOOKED_AT - len(self.kept)]

@@ -44,7 +44,7 @@ def verdicts(document: Row) -> list[Verdict]:
     """Every figure to reach, for every shape that the document has."""
     found: list[Verdict] = []
     for shape in document["shapes"]:
-        for judge in (_prefill, _decode, _gain, _goodput, _at_seventy, _peers):
+        for judge in (_tokens, _prefill, _decode, _gain, _goodput, _at_seventy, _peers):
             found += judge(shape, document)
     return found
 
@@ -61,6 +61,34 @@ def _spread(summary: Row, digits: int = 2, factor: float = 1.0, unit: str = "") 
 
 def _none(figure: str, shape: str, target: str) -> Verdict:
     return Verdict(figure, shape, target, "", None)
+
+
+def _tokens(shape: str, document: Row) -> Iterator[Verdict]:
+    """Whether what the modes wrote can be trusted; where not, they win nothing below, however fast they are."""
+    figure, target = "tokens: what differs from sequential's", "explained by its logit gap, wherever looked at"
+    rows = _rows(document, "sweep", shape, part="tokens")
+    if not rows:
+        yield _none(figure, shape, target)
+        return
+    said = [f"{row['mode']} {row['explained'] or 'not looked at'}" for row in rows if row["differ"]]
+    wrong = _unexplained(document, shape)
+    yield Verdict(figure, shape, target, ", ".join(said) or "no difference", not wrong, ", ".join(sorted(wrong)))
+
+
+def _unexplained(document: Row, shape: str) -> set[str]:
+    """Modes of the sweep with a difference that half precision does not explain, or that nobody looked at."""
+    rows = _rows(document, "sweep", shape, part="tokens")
+    return {row["mode"] for row in rows if row["differ"] and not _all_explained(row)}
+
+
+def _all_explained(row: Row) -> bool:
+    return bool(row["looked_at"]) and row["explained"] == f"{row['looked_at']} of {row['looked_at']}"
+
+
+def _rates(document: Row, shape: str, **wanted: Any) -> list[Row]:
+    """Rows of the sweep, without modes whose tokens are not explained."""
+    wrong = _unexplained(document, shape)
+    return [row for row in _rows(document, "sweep", shape, part="rate", **wanted) if row["mode"] not in wrong]
 
 
 def _prefill(shape: str, document: Row) -> Iterator[Verdict]:
@@ -135,7 +163,7 @@ def _at_most(rows: list[Row], gentle: bool) -> str:
 def _by_mode(document: Row, shape: str, value: Callable[[Row], float]) -> dict[str, float]:
     """The best value of each mode over all rates of the sweep."""
     best: dict[str, float] = {}
-    for row in _rows(document, "sweep", shape, part="rate"):
+    for row in _rates(document, shape):
         best[row["mode"]] = max(best.get(row["mode"], 0.0), value(row))
     return best
 
@@ -159,7 +187,7 @@ def _goodput(shape: str, document: Row) -> Iterator[Verdict]:
 def _at_seventy(shape: str, document: Row) -> Iterator[Verdict]:
     figure = "at 70 % of sequential's capacity, against sequential"
     target = "ITL p99 ≤ 0.5×, throughput ≥ 1.0×, TTFT p50 ≤ 1.4×"
-    rows = _rows(document, "sweep", shape, part="rate", fraction=0.7)
+    rows = _rates(document, shape, fraction=0.7)
     alone = [row for row in rows if row["mode"] == "sequential"]
     others = [row for row in rows if not row["mode"].startswith(_TURNS)]
     if not alone or not others:
