@@ -34,6 +34,14 @@ def test_doctor_names_every_mode_and_writes_json(tmp_path: Path) -> None:
     assert all(name in result.stdout and state["reason"] for name, state in states.items())
 
 
+@pytest.mark.parametrize(
+    ("shares", "said"), [("all", "this device is a CPU"), ("101", "from 1 to 100"), ("x", "25,50")]
+)
+def test_doctor_says_why_shares_cannot_be_tried(shares: str, said: str) -> None:
+    result = run(app, ["doctor", "--device", "cpu", "--mps-shares", shares])
+    assert result.exit_code != 0 and said in str(result.exception) + result.output
+
+
 def test_compare_prints_the_table_and_writes_the_figures(model: str, tmp_path: Path) -> None:
     words = ["compare", "--model", model, "--modes", "sequential,chunked", "--requests", "3", "--prompt-tokens", "20"]
     words += ["--output-tokens", "6", "--repeats", "1", "--kv-tokens", "4096", "--json", str(tmp_path / "c.json")]

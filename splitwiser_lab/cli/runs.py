@@ -36,11 +36,21 @@ from splitwiser_lab.errors import SplitwiserError
 
 
 @app.command()
-def doctor(device: Device = "auto", json_file: Json = None) -> None:
+def doctor(
+    device: Device = "auto",
+    mps_shares: Annotated[
+        str, typer.Option(help="Also try these percentages of the SMs under MPS: comma-separated, or 'all' (5 to 100).")
+    ] = "",
+    json_file: Json = None,
+) -> None:
     """Show hardware, the choices made for it and why, and every mode with the reason if it cannot run."""
     from splitwiser_lab.measure.doctor import doctor as look
 
-    found = look(device)
+    try:
+        percents = range(5, 101, 5) if mps_shares == "all" else [int(word) for word in mps_shares.split(",") if word]
+    except ValueError:
+        raise typer.BadParameter(f"{mps_shares!r}: give percentages, as 25,50, or all.") from None
+    found = look(device, percents)
     console.print(str(found), markup=False, highlight=False)
     if json_file:
         found.to_json(json_file)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from splitwiser_lab.errors import RecordingError
@@ -86,7 +87,7 @@ def hardware_shared(shape: str = "llama-3.2-1b-shape") -> tuple[str, dict[str, f
     """What was recorded of this package's engine on a GPU: the load and the machine, and the overlap gain of each mode.
 
     Each phase is a CUDA graph there, so that no host gap is left to fill: what is gained is hardware used by both
-    phases at once. Raises RecordingError when the recording is missing.
+    phases at once. What was withdrawn since is left out, and said. Raises RecordingError when the recording is missing.
     """
     path = shipped.find("recordings/h200/bench_gpu.json")
     if path is None:
@@ -95,8 +96,17 @@ def hardware_shared(shape: str = "llama-3.2-1b-shape") -> tuple[str, dict[str, f
     rows = raw["sections"]["overlap"][shape]["rows"]
     load = rows[0]["load"]
     told = f"{shape}, {load}, on {raw['hardware']['device_name']} ({raw['time_utc'][:10]}, commit {raw['commit']})"
-    gains = {ModeSpec.parse(row["mode"]).label: row["gain"]["median"] for row in rows if row["load"] == load}
-    return told, gains
+    without = _withdrawn(path)
+    told += "".join(f"; without {mode}: {why}" for mode, why in without.items())
+    named = [(ModeSpec.parse(row["mode"]), row["gain"]["median"]) for row in rows if row["load"] == load]
+    return told, {spec.label: value for spec, value in named if spec.mode not in without}
+
+
+def _withdrawn(recording: Path) -> dict[str, str]:
+    """Modes of a recording that were found wrong after it was made, and why. The recording itself is never edited."""
+    told = recording.with_name("withdrawn.json")
+    found = json.loads(told.read_text(encoding="utf-8")) if told.exists() else {}
+    return dict(found.get(recording.name, {}))
 
 
 def gain(document: Reproduction, row: Row, figure: str = "output_throughput") -> float | None:

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import torch
+
 from splitwiser_lab.engine.modes import supported_modes
+from splitwiser_lab.errors import ModeError
 from splitwiser_lab.hardware import Choice, Hardware, ModeSupport, choose_device, choose_dtype, describe
+from splitwiser_lab.lanes.share_check import ShareCheck, check_shares
+from splitwiser_lab.lanes.support import daemon_of, index_of, why_not
 from splitwiser_lab.measure.document import Document
 from splitwiser_lab.measure.provenance import versions
 from splitwiser_lab.model.choice import choose_kernels
@@ -26,6 +32,7 @@ class Diagnosis(Document):
     modes: list[ModeSupport]
     models: dict[str, str]
     versions: dict[str, str]
+    mps_shares: list[ShareCheck] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         """Everything, ready for JSON."""
@@ -35,6 +42,7 @@ class Diagnosis(Document):
             "modes": [mode._asdict() for mode in self.modes],
             "models": self.models,
             "versions": self.versions,
+            "mps_shares": [asdict(share) for share in self.mps_shares],
         }
 
     def _choices(self) -> dict[str, Choice]:
@@ -58,17 +66,27 @@ class Diagnosis(Document):
         models = Table("alias", "state", title="models", title_justify="left")
         for name, state in self.models.items():
             models.add_row(name, state)
+        tables = [machine, choices, modes, models]
+        if self.mps_shares:
+            shares = Table("% of the SMs", "SMs", "multiplies", title="shares under MPS", title_justify="left")
+            for share in self.mps_shares:
+                shares.add_row(str(share.percent), str(share.sms or "–"), str(share))
+            tables.append(shares)
         console = Console(width=120, color_system=None)
         with console.capture() as capture:
-            console.print(machine, choices, modes, models)
+            console.print(*tables)
         return capture.get().rstrip()
 
     __repr__ = __str__
 
 
-def doctor(device: str = "auto") -> Diagnosis:
-    """Look at this machine. Raises HardwareError for a `device` that is not there."""
+def doctor(device: str = "auto", mps_shares: Sequence[int] = ()) -> Diagnosis:
+    """Look at this machine, and try these percentages of the SMs under MPS, which takes some seconds each.
+
+    Raises HardwareError for a `device` that is not there, ModeError where there are shares to try but no MPS.
+    """
     where = choose_device(device)
+    shares = list(_try_shares(where.value, mps_shares)) if mps_shares else []
     on_cpu = where.value == "cpu"
     dtype = choose_dtype(where.value)
     return Diagnosis(
@@ -80,7 +98,18 @@ def doctor(device: str = "auto") -> Diagnosis:
         modes=supported_modes(where.value),
         models={name: _model_state(name) for name in ALIASES},
         versions=versions(),
+        mps_shares=shares,
     )
+
+
+def _try_shares(device: str, percents: Sequence[int]) -> Iterator[ShareCheck]:
+    """Each share of the GPU's SMs, by a client of a daemon of our own."""
+    wrong = [percent for percent in percents if not 1 <= percent <= 100]
+    if wrong:
+        raise ModeError(f"shares of {wrong} %: give percentages of the SMs, from 1 to 100.")
+    if reason := why_not("mps", device):
+        raise ModeError(f"shares under MPS cannot be tried on {device}: {reason}.")
+    return check_shares(daemon_of(index_of(torch.device(device))), percents)
 
 
 def _model_state(alias: str) -> str:

@@ -3,7 +3,7 @@
 One would take it for granted. On an H200 (driver 580, CUDA 13.0, PyTorch 2.11) a client of MPS that has 75 % of the
 SMs gets NaN and numbers of the wrong size from most of cuBLAS's bfloat16 and float16 products; with 25, 50 or 100 %,
 and in float32, it gets the right ones. The tokens that follow look like tokens. So whoever computes on a part of a GPU
-asks first, which takes some tenths of a second.
+asks first, which takes some tenths of a second; `splitwiser-lab doctor --mps-shares all` asks for each share.
 """
 
 from __future__ import annotations
@@ -24,21 +24,31 @@ _NAMED = 3
 
 
 def check_products(matrices: Iterable[torch.Tensor], where: str, advice: str, rows: Iterable[int] = ROWS) -> None:
-    """Raise HardwareError when products with these weights [out, in] come out wrong `where`; `advice` says what to do.
-
-    One matrix of each shape is tried, with each number of rows.
-    """
-    distinct = list({matrix.shape: matrix for matrix in matrices}.values())
-    tried = [(matrix, count) for matrix in distinct for count in rows if count * len(matrix) <= _MOST_ELEMENTS]
-    wrong = [
-        f"[{count}, {matrix.shape[1]}] x {list(matrix.T.shape)}" for matrix, count in tried if _wrong(matrix, count)
-    ]
+    """Raise HardwareError when products with these weights [out, in] come out wrong `where`; `advice`: what to do."""
+    distinct = _distinct(matrices)
+    tried, wrong = wrong_products(distinct, rows)
     if wrong:
         kind = str(distinct[0].dtype).removeprefix("torch.")
         raise HardwareError(
             f"{where}, {len(wrong)} of {len(tried)} {kind} products come out wrong (e.g. {', '.join(wrong[:_NAMED])}): "
             f"the device's matrix library fails there, and every token would be wrong. {advice}"
         )
+
+
+def wrong_products(matrices: Iterable[torch.Tensor], rows: Iterable[int] = ROWS) -> tuple[list[str], list[str]]:
+    """Which products were tried with these weights [out, in], and which of them came out wrong.
+
+    They are called `[rows, in] x [in, out]`. One matrix of each shape is tried, with each number of rows.
+    """
+    rows = tuple(rows)
+    tried = [(m, count) for m in _distinct(matrices) for count in rows if count * len(m) <= _MOST_ELEMENTS]
+    names = [f"[{count}, {matrix.shape[1]}] x {list(matrix.T.shape)}" for matrix, count in tried]
+    return names, [name for name, (matrix, count) in zip(names, tried, strict=True) if _wrong(matrix, count)]
+
+
+def _distinct(matrices: Iterable[torch.Tensor]) -> list[torch.Tensor]:
+    """One of each shape."""
+    return list({matrix.shape: matrix for matrix in matrices}.values())
 
 
 def _wrong(matrix: torch.Tensor, rows: int) -> bool:

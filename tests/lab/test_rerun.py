@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -144,6 +145,20 @@ def test_latency_saved_is_a_gain() -> None:
 
 def test_the_recorded_overlap_of_a_gpu() -> None:
     told, modes = rerun.hardware_shared()
-    assert (
-        "NVIDIA H200" in told and {"streams", "mps"} <= set(modes) and all(0.5 < value < 2 for value in modes.values())
-    )
+    assert "NVIDIA H200" in told and {"streams", "auto"} <= set(modes)
+    assert all(0.5 < value < 2 for value in modes.values())
+
+
+def test_what_was_withdrawn_is_shown_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the reason; the recording stays as it was made."""
+    shapes = ("streams", "mps", "mps:decode_share=50")
+    rows = [{"mode": mode, "load": "some load", "gain": {"median": 1.2}} for mode in shapes]
+    made = {"sections": {"overlap": {"a-shape": {"rows": rows}}}, **ORIGIN}
+    folder = tmp_path / "recordings" / "h200"
+    folder.mkdir(parents=True)
+    (folder / "bench_gpu.json").write_text(json.dumps(made))
+    monkeypatch.setattr(rerun.shipped, "PLACES", (tmp_path,))
+    assert list(rerun.hardware_shared("a-shape")[1]) == ["streams", "mps", "mps (decode_share=50)"]
+    (folder / "withdrawn.json").write_text(json.dumps({"bench_gpu.json": {"mps": "it was wrong"}, "other.json": {}}))
+    told, modes = rerun.hardware_shared("a-shape")
+    assert list(modes) == ["streams"] and told.endswith("; without mps: it was wrong")
