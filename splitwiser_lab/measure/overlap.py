@@ -3,14 +3,16 @@
     gain = prefill rate / prefill rate alone + decode rate / decode rate alone
 
 Taking turns gives 1, perfect overlap 2. "Alone" is the same engine in `sequential` mode, with the whole
-machine, doing only that phase; all three runs are taken by turns, in the same process, after a warm-up.
+machine, doing only that phase; all three runs are taken by turns, in the same process, after a warm-up. Prompts
+are prefilled one by one, with more of them waiting than run ahead: a phase that alone had to wait for its next
+batch would be called slow, and every gain large.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 from typing import Literal
 
@@ -24,7 +26,7 @@ from splitwiser_lab.metrics import rate
 Load = Literal["prefill", "decode", "both"]
 WARM_UP_SECONDS = 0.3
 _PATIENCE = 4  # prompts that may pass a decode that gets no turn
-_WAITING = 2  # prompts kept waiting, so that prefill never runs dry
+WAITING = 4  # prompts that wait or are under way: more than the two that a GPU's lane runs ahead
 
 
 @dataclass(frozen=True)
@@ -114,13 +116,13 @@ def measure_limit(
 
 def rates_alone(engine: Engine, shape: Shape, seconds: float, mode: str = "sequential") -> tuple[float, float]:
     """Prefill and decode tokens per second in `mode`, each with nothing beside it; leaves the engine in that mode."""
-    ModeSpec.parse(mode).set(engine)
+    _set(engine, mode, shape)
     return _run(engine, "prefill", shape, seconds)[0], _run(engine, "decode", shape, seconds)[1]
 
 
 def overlap_in(engine: Engine, mode: str, shape: Shape, seconds: float, alone: tuple[float, float]) -> Overlap:
     """Both phases in `mode` (as `ModeSpec.parse` reads it), against `rates_alone` of a moment before."""
-    ModeSpec.parse(mode).set(engine)
+    _set(engine, mode, shape)
     return Overlap(mode, *alone, *_run(engine, "both", shape, seconds))
 
 
@@ -128,6 +130,12 @@ def limit_in(engine: Engine, mode: str, shape: Shape, seconds: float, alone: tup
     """One round of `measure_limit`, against `rates_alone` of a moment before; leaves the engine in `mode`."""
     lane = rates_alone(engine, shape, seconds, mode)
     return lane[0] / alone[0] + lane[1] / alone[1]
+
+
+def _set(engine: Engine, mode: str, shape: Shape) -> None:
+    """Set a mode in which a prefill batch holds one prompt."""
+    spec = ModeSpec.parse(mode)
+    replace(spec, options={"prefill_tokens": shape.prefill_tokens, **spec.options}).set(engine)
 
 
 def median_gain(measured: Sequence[Overlap]) -> float:
@@ -173,7 +181,7 @@ def _run(engine: Engine, load: Load, shape: Shape, seconds: float) -> tuple[floa
         for _ in range(decode_batch):
             submit(context, max(room, 1), "decode")
     if load != "decode":
-        for _ in range(_WAITING):
+        for _ in range(WAITING):
             submit(prefill_tokens, 1, "prefill")
     origin = time.perf_counter()
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import time
 from typing import Any
 
 import pytest
@@ -16,9 +17,10 @@ from splitwiser_lab.engine.engine import Engine
 from splitwiser_lab.measure import bench as bench_module
 from splitwiser_lab.measure.bench import Figure, bench
 from splitwiser_lab.measure.compare import with_range
-from splitwiser_lab.measure.overlap import Overlap, measure_limit, measure_overlap
+from splitwiser_lab.measure.overlap import WAITING, Overlap, measure_limit, measure_overlap
 from splitwiser_lab.measure.peers import GenerateBatchPeer, GeneratePeer, OursPeer
 from splitwiser_lab.measure.reference import Reference, TokenCheck
+from splitwiser_lab.model.runner import GraphRunner
 
 WORK = sl.Workload.poisson(200.0, requests=5, prompt_tokens=24, output_tokens=8)
 
@@ -159,6 +161,14 @@ class TestOverlap:
         assert turns.prefill > 0 and turns.decode == 0  # prompts always wait, and in turns prefill goes first
         assert split.prefill > 0 and split.decode > 0
         assert engine.mode == "sequential"
+
+    def test_prompts_are_prefilled_one_by_one_with_more_of_them_than_run_ahead(self, engine: Engine) -> None:
+        """All in one batch would leave none to run ahead with: a GPU would wait, and its rate alone be too low."""
+        began = time.perf_counter()
+        measure_overlap(engine, ["processes"], 64, 2, 32, seconds=0.2, repeats=1)
+        spans = [span for span in engine.timeline(began).spans if span.prefill_tokens > 32]
+        assert len(spans) > 4 and {span.prefill_tokens for span in spans} == {64}
+        assert GraphRunner.depth < WAITING
 
     def test_the_limit_is_what_each_phase_reaches_alone_on_its_lane(
         self, engine: Engine, monkeypatch: pytest.MonkeyPatch

@@ -12,7 +12,7 @@ import torch
 
 from splitwiser_lab.engine.modes import MODES
 from splitwiser_lab.measure.gpu_suite.job import Job, split_modes, summary
-from splitwiser_lab.measure.overlap import WARM_UP_SECONDS, Overlap, Shape, limit_in, overlap_in, rates_alone
+from splitwiser_lab.measure.overlap import WAITING, WARM_UP_SECONDS, Overlap, Shape, limit_in, overlap_in, rates_alone
 
 
 def overlap_map(job: Job) -> None:
@@ -93,7 +93,8 @@ def _add(job: Job, shape: Shape, mode: str, overlaps: list[Overlap], limits: lis
 
 
 def _fits(job: Job, shape: Shape) -> bool:
-    needed = shape.decode_batch * shape.context * 3 // 2 + 3 * shape.prefill_tokens  # they grow while they decode
+    # They grow while they decode.
+    needed = shape.decode_batch * shape.context * 3 // 2 + (WAITING + 1) * shape.prefill_tokens
     if needed <= job.engine.pool.tokens and max(shape.context, shape.prefill_tokens) < job.engine.longest_request:
         return True
     job.skip(str(shape), f"it needs about {needed} tokens of KV pool, and there are {job.engine.pool.tokens}")
