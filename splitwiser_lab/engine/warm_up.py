@@ -7,10 +7,12 @@ all lanes tens of milliseconds each. On a CPU there is nothing to make.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from weakref import WeakKeyDictionary
 
 from splitwiser_lab.engine.core import Core
 from splitwiser_lab.engine.scheduler import Limits, Policy, decode_only, mixed, prefill_first, prefill_only
 from splitwiser_lab.engine.station import Station
+from splitwiser_lab.lanes.base import Lane
 from splitwiser_lab.model.graph_shapes import UsualWork
 
 Report = Callable[[str], None]
@@ -31,6 +33,7 @@ class WarmUp:
     def __init__(self, core: Core, wanted: bool = True, report: Report | None = None) -> None:
         """`report` is told in a line what is being made."""
         self._core, self._wanted, self._report = core, wanted, report
+        self._told: WeakKeyDictionary[Lane, set[UsualWork]] = WeakKeyDictionary()
 
     def __call__(self, mode: str, stations: Sequence[Station], limits: Limits) -> None:
         """Warm up for `mode`. With batches under way nothing is made: their lanes are needed now. Raises LaneError."""
@@ -39,6 +42,12 @@ class WarmUp:
         with self._core.at_rest() as resting:
             for station in stations if resting else ():
                 work = usual_work(station.policy, limits)
-                if self._report is not None:
-                    self._report(f"warming up for {mode}: lane {station.lane.name}, {len(work.shapes())} shapes")
+                self._tell(mode, station.lane, work)
                 station.lane.warm_up(work)
+
+    def _tell(self, mode: str, lane: Lane, work: UsualWork) -> None:
+        """Once for each lane and kind of work: a lane that has done it does nothing the next time."""
+        told = self._told.setdefault(lane, set())
+        if self._report is not None and work not in told:
+            self._report(f"warming up for {mode}: lane {lane.name}, {len(work.shapes())} shapes")
+        told.add(work)

@@ -39,6 +39,10 @@ def test_each_lane_is_told_what_its_policy_will_give_it(make_engine: MakeEngine,
         ("prefill", UsualWork(prefill_tokens=512)),
     ]
     assert lines[0].startswith("warming up for sequential: lane main, ") and len(lines) == 4
+    engine.set_mode("chunked", chunk_tokens=48)
+    assert len(lines) == 4 and len(told) == 5, "the lane is asked again, and whoever watches is not told again"
+    engine.set_mode("chunked", chunk_tokens=64)
+    assert len(lines) == 5
 
 
 def test_it_can_be_left_out(make_engine: MakeEngine, told: Told) -> None:
