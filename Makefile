@@ -1,12 +1,12 @@
 # Every target does its own set-up (bootstrap.py, into .venv); pass arguments on with ARGS: make test ARGS="-k pool"
 .DEFAULT_GOAL := help
-.PHONY: help setup model demo test test-colab test-vllm picture lab vllm lint format clean distclean
+.PHONY: help setup model demo test test-colab test-kernels test-vllm picture lab vllm lint format clean distclean
 
 PYTHON ?= $(shell command -v python3 || command -v python3.13 || command -v python3.12 || command -v python3.11 || echo python3)
 BIN := .venv/bin
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup:  ## .venv with everything in it; a second run takes a moment
 	@$(PYTHON) bootstrap.py
@@ -28,6 +28,15 @@ test-colab: setup .venv-colab/ready  ## the lab's tests and notebook 04 with Col
 	@.venv-colab/bin/python -m pip install --progress-bar off --quiet torch==2.13.0
 	@.venv-colab/bin/python -m pip install --progress-bar off --quiet -r tests/colab/requirements.txt
 	@.venv-colab/bin/python -m pip install --progress-bar off --quiet --no-deps --no-build-isolation -e .
+	@touch $@
+
+test-kernels: setup .triton/ready  ## the kernels for GPUs in Triton's interpreter, on a CPU, against PyTorch's own operations (Linux, 1 GB)
+	@PYTHONPATH=.triton $(BIN)/python -m pytest tests/model/test_triton_interpreted.py $(ARGS)
+
+# Beside .venv and not in it: PyTorch and transformers behave otherwise where they find Triton.
+.triton/ready: pyproject.toml
+	@rm -rf .triton
+	@$(BIN)/python -m pip install --progress-bar off --quiet --no-deps --target .triton "$$($(BIN)/python -c 'import tomllib; print(tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["interpret"][0])')"
 	@touch $@
 
 test-vllm: vllm  ## the vLLM pipeline with real vLLM on this machine's CPU: tokens equal in every mode
@@ -64,4 +73,4 @@ clean:  ## remove caches, build output and reports
 	@find . -path ./.venv -prune -o \( -name __pycache__ -o -name .ipynb_checkpoints \) -type d -prune -exec rm -rf {} +
 
 distclean: clean  ## remove the set-up too
-	@rm -rf .venv .venv-*
+	@rm -rf .venv .venv-* .triton

@@ -18,7 +18,7 @@ import pytest
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("triton") is None,
-    reason="needs Triton (Linux only): pip install -e '.[interpret]'",
+    reason="needs Triton (Linux only): make test-kernels",
 )
 
 
