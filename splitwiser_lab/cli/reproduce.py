@@ -24,7 +24,7 @@ def reproduce(
     mode: Annotated[str, typer.Option(help="replicas, split; comma-separated. Empty: as the scale has it.")] = "",
     processes: Annotated[str, typer.Option(help="Numbers of processes, comma-separated.")] = "",
     mps: Annotated[bool | None, typer.Option("--mps/--no-mps", help="Run the processes under MPS.")] = None,
-    sm_shares: Annotated[str, typer.Option(help="Percent of the SMs of each process under MPS, as 75,25.")] = "",
+    sm_shares: Annotated[str, typer.Option(help="Percent of the SMs of each process under MPS, as 50,50.")] = "",
     model: Annotated[str | None, typer.Option(help="Alias, folder, Hub id, or a shape with random weights.")] = None,
     batch: Annotated[int | None, typer.Option(help="Requests in a batch.")] = None,
     input_tokens: Annotated[int | None, typer.Option("--input", help="Prompt length in tokens.")] = None,

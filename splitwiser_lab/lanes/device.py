@@ -16,11 +16,10 @@ from splitwiser_lab.lanes.base import spread
 from splitwiser_lab.lanes.ranges import batch_range
 from splitwiser_lab.model.batch import Batch, BatchResult
 from splitwiser_lab.model.graph_shapes import UsualWork
-from splitwiser_lab.model.products import check_products
+from splitwiser_lab.model.products import ANOTHER_PART, check_products
 from splitwiser_lab.model.runner import Runner, runner_for
 from splitwiser_lab.model.transformer import Transformer
 
-_ANOTHER_PART = "Choose another share (of an H200, 25, 50, 90 and 100 % were seen to be right), or float32."
 _CLOCK_SECONDS = 20.0  # how long one anchor of the device's clock is trusted
 
 
@@ -68,7 +67,7 @@ class DeviceLane:
 
     def _check_products(self) -> None:
         try:
-            check_products(self._transformer.weights.multiplied(), self._part, _ANOTHER_PART)
+            check_products(self._transformer.weights.multiplied(), self._part, ANOTHER_PART)
         except HardwareError as error:
             raise LaneError(f"lane {self.name!r}: {error}") from error
 

@@ -43,6 +43,7 @@ def _lane(setup: WorkerSetup) -> Lane:
     from splitwiser_lab.lanes.device import DeviceLane
     from splitwiser_lab.lanes.inline import InlineLane
     from splitwiser_lab.model.kv_pool import KVPool
+    from splitwiser_lab.model.products import part_under_mps
     from splitwiser_lab.model.transformer import Transformer
     from splitwiser_lab.model.weights import Weights
 
@@ -58,9 +59,8 @@ def _lane(setup: WorkerSetup) -> Lane:
     if device.type == "cpu":
         return InlineLane(setup.lane, transformer)
     part = ""
-    if setup.mps_share not in (None, 100):
-        sms = torch.cuda.get_device_properties(device).multi_processor_count
-        part = f"under MPS with {setup.mps_share} % of the GPU ({sms} SMs)"
+    if setup.mps_share is not None and setup.mps_share != 100:
+        part = part_under_mps(setup.mps_share, device)
     lane = DeviceLane(setup.lane, transformer, torch.cuda.Stream(device), part=part)
     lane.start()
     return lane

@@ -4,17 +4,18 @@ One would take it for granted. On an H200 (driver 580, CUDA 13.0, PyTorch 2.11) 
 SMs gets NaN and numbers of the wrong size from most of cuBLAS's bfloat16 and float16 products; with 25, 50 or 100 %,
 and in float32, it gets the right ones. The tokens that follow look like tokens. So whoever computes on a part of a GPU
 asks first, which takes some tenths of a second; `splitwiser-lab doctor --mps-shares all` asks for each share.
+
+vLLM's Python loads this file by its path, without the package: it imports PyTorch, and the rest only where it raises.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
+from torch.nn.functional import linear
 
-from splitwiser_lab.errors import HardwareError
-from splitwiser_lab.model.linear import linear
-
+ANOTHER_PART = "Choose another share (of an H200, 25, 50, 90 and 100 % were seen to be right), or float32."
 ROWS = (1, 8, 32, 100, 256, 512, 1024, 2048, 4096)
 _MOST_ELEMENTS = 1 << 27  # of one product: more rows are never asked of a matrix so wide
 _COLUMNS = 2048  # that are compared at once, which bounds the memory in float32
@@ -25,14 +26,20 @@ _NAMED = 3
 
 def check_products(matrices: Iterable[torch.Tensor], where: str, advice: str, rows: Iterable[int] = ROWS) -> None:
     """Raise HardwareError when products with these weights [out, in] come out wrong `where`; `advice`: what to do."""
+    from splitwiser_lab.errors import HardwareError
+
     distinct = _distinct(matrices)
     tried, wrong = wrong_products(distinct, rows)
     if wrong:
-        kind = str(distinct[0].dtype).removeprefix("torch.")
-        raise HardwareError(
-            f"{where}, {len(wrong)} of {len(tried)} {kind} products come out wrong (e.g. {', '.join(wrong[:_NAMED])}): "
-            f"the device's matrix library fails there, and every token would be wrong. {advice}"
-        )
+        raise HardwareError(complaint(str(distinct[0].dtype).removeprefix("torch."), tried, wrong, where, advice))
+
+
+def complaint(dtype: str, tried: Sequence[str], wrong: Sequence[str], where: str, advice: str) -> str:
+    """What to say of products that came out wrong, some of which are named."""
+    return (
+        f"{where}, {len(wrong)} of {len(tried)} {dtype} products come out wrong (e.g. {', '.join(wrong[:_NAMED])}): "
+        f"the device's matrix library fails there, and every token would be wrong. {advice}"
+    )
 
 
 def wrong_products(matrices: Iterable[torch.Tensor], rows: Iterable[int] = ROWS) -> tuple[list[str], list[str]]:
@@ -44,6 +51,19 @@ def wrong_products(matrices: Iterable[torch.Tensor], rows: Iterable[int] = ROWS)
     tried = [(m, count) for m in _distinct(matrices) for count in rows if count * len(m) <= _MOST_ELEMENTS]
     names = [f"[{count}, {matrix.shape[1]}] x {list(matrix.T.shape)}" for matrix, count in tried]
     return names, [name for name, (matrix, count) in zip(names, tried, strict=True) if _wrong(matrix, count)]
+
+
+def random_matrices(shapes: Iterable[Sequence[int]], dtype: str, device: str) -> Iterator[torch.Tensor]:
+    """One matrix [out, in] of normal random numbers for each of `shapes`."""
+    for number, shape in enumerate(shapes):
+        generator = torch.Generator(device).manual_seed(number)
+        yield torch.randn(tuple(shape), generator=generator, dtype=getattr(torch, dtype), device=device)
+
+
+def part_under_mps(share: int, device: str | torch.device) -> str:
+    """`share` percent of the SMs of a GPU in words, for a message, with the SMs that this process sees."""
+    sms = torch.cuda.get_device_properties(device).multi_processor_count
+    return f"under MPS with {share} % of the GPU ({sms} SMs)"
 
 
 def _distinct(matrices: Iterable[torch.Tensor]) -> list[torch.Tensor]:

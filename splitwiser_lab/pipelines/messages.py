@@ -24,13 +24,13 @@ class Slots:
 
 @dataclass(frozen=True)
 class Setup:
-    """What a worker must know; sent once."""
+    """What a worker must know; sent once. `mps_share` is its percentage of a GPU's SMs; None without MPS, or a GPU."""
 
     skeleton: Skeleton
     layout: KVLayout
     slots: Slots | None
     device: str
-    under_mps: bool
+    mps_share: int | None
     cores: list[int]
 
 

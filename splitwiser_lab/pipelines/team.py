@@ -57,13 +57,16 @@ class Team:
             for role, cores in zip(placement.roles, placement.cores(), strict=True):
                 child = Child(f"process {role.name!r}", _MODULE, inherited, self._share(role))
                 self._children[role.name] = child
-                child.send(Setup(model.skeleton(), layout, slots, where, placement.mps and gpu, cores))
+                child.send(Setup(model.skeleton(), layout, slots, where, role.sm_share if gpu else None, cores))
         except BaseException:
             self.close()
             raise
 
     def await_ready(self) -> None:
-        """Wait until every worker can take a job. Raises LaneError when one does not start; then all have ended."""
+        """Wait until every worker can take a job. Raises LaneError when one does not start; then all have ended.
+
+        One does not whose share of the SMs multiplies wrongly: see `model/products.py`.
+        """
         try:
             for name in list(self._children)[len(self.spawn_seconds) :]:
                 self._await_start(name)
@@ -107,10 +110,10 @@ class Team:
     def _await_start(self, name: str) -> None:
         if not self._children[name].connection.poll(_START_SECONDS):
             raise LaneError(f"process {name!r} did not start within {_START_SECONDS:.0f} s.")
-        self._receive(name)
+        self._receive(name, " did not start: ")
         self.spawn_seconds.append(time.perf_counter() - self._begun)
 
-    def _receive(self, name: str) -> Report:
+    def _receive(self, name: str, failed: str = ": a batch failed there:\n") -> Report:
         child = self._children[name]
         try:
             answer = child.connection.recv()
@@ -120,5 +123,5 @@ class Team:
                 "If this repeats, try a smaller batch, fewer processes, or a smaller model."
             ) from None
         if isinstance(answer, Failure):
-            raise LaneError(f"process {name!r}: a batch, or its start, failed there:\n{answer.text}")
+            raise LaneError(f"process {name!r}{failed}{answer.text}")
         return answer  # type: ignore[no-any-return]

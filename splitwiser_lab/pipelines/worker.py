@@ -8,9 +8,13 @@ from collections.abc import Iterator
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING
 
+from splitwiser_lab.errors import HardwareError
 from splitwiser_lab.lanes.child import Failure, compute_on, gpu_refuses, run_child
 
 if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
     from splitwiser_lab.pipelines.messages import Job, Report, Setup
     from splitwiser_lab.pipelines.phases import Step
 
@@ -20,6 +24,9 @@ def serve(connection: Connection) -> None:
     setup: Setup = connection.recv()
     try:
         worker = Worker(setup)
+    except HardwareError as error:  # it says all that there is to say
+        connection.send(Failure(str(error), fatal=True))
+        return
     except Exception:
         connection.send(Failure(traceback.format_exc(), fatal=True))
         return
@@ -54,10 +61,11 @@ class Worker:
         self._cuda = device.type == "cuda"
         if self._cuda:
             torch.cuda.set_device(device)
-        if setup.under_mps and not mps_enabled(device.index or 0):
+        if setup.mps_share is not None and not mps_enabled(device.index or 0):
             raise RuntimeError("CUDA started here without the MPS daemon, which would be another experiment")
         self._layout, slots = setup.layout, setup.slots
         self._phases = Phases(setup.skeleton.fill(setup.device))
+        check_part(self._phases.model, setup.mps_share, device)
         self._slot_bytes = slots.slot_bytes if slots else 0
         self._slots = attach(slots.handle, slots.count * slots.slot_bytes, setup.device) if slots else None
 
@@ -104,6 +112,18 @@ class Worker:
             import torch
 
             torch.cuda.synchronize()
+
+
+def check_part(model: PreTrainedModel, share: int | None, device: torch.device) -> None:
+    """Raise HardwareError where `share` percent of a GPU's SMs multiply wrongly with this model's weights.
+
+    All of them (100), or the GPU without MPS (None), are taken to be right.
+    """
+    from splitwiser_lab.model.products import ANOTHER_PART, check_products, part_under_mps
+    from splitwiser_lab.pipelines.multiplied import multiplied
+
+    if share is not None and share != 100:
+        check_products(multiplied(model), part_under_mps(share, device), ANOTHER_PART)
 
 
 if __name__ == "__main__":

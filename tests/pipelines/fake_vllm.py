@@ -1,7 +1,8 @@
 """Stands in for vLLM's Python: speaks the protocol of run_engine.py and invents tokens that follow from the text.
 
 What it does wrong is told by FAKE_VLLM in its environment: `version 0.11.0`, `no vllm`, `no room`, `no connector`,
-`die PART N` (a kill at step N of an engine with that part), `slow` (0.2 s a step), `deaf` (starts for ever).
+`die PART N` (a kill at step N of an engine with that part), `slow` (0.2 s a step), `deaf` (starts for ever),
+`refuse` (its part of the GPU multiplies wrongly).
 """
 
 from __future__ import annotations
@@ -110,6 +111,9 @@ def main(fd: int, *lifeline: int) -> None:
         time.sleep(60)
     say(line, kind="version", version=fault.split()[1] if fault.startswith("version") else "0.32.0", python="3.11")
     settings = said.get()
+    if fault == "refuse" and settings["products"]:
+        say(line, kind="refused", error=f"under MPS with {settings['products']['share']} %, products come out wrong")
+        time.sleep(60)
     if fault == "no room":
         say(line, kind="failure", error="ValueError: no room for the KV cache", text="Traceback: ...")
         time.sleep(60)

@@ -73,14 +73,14 @@ def test_slots_on_a_gpu_travel_by_handle(allocated: list[tuple[int, str]]) -> No
         assert setup.slots is not None and setup.slots.handle == DeviceHandle(b"slots", 0)
         assert (setup.slots.count, setup.slots.slot_bytes) == (SLOTS, 128)
         assert child.inherited == [] and child.share is None, "a handle is no file descriptor"
-        assert setup.device == "cuda:1" and not setup.under_mps
+        assert setup.device == "cuda:1" and setup.mps_share is None
 
 
 def test_a_client_of_mps_sees_one_gpu_and_is_told_to_insist_on_mps(allocated: list[tuple[int, str]]) -> None:
     children = started("split", "cuda:1", mps=True, sm_shares=[75, 25])
     assert [child.share.percent for child, _ in children] == [75, 25]
     assert all(child.share.daemon.gpu == 1 for child, _ in children)
-    assert all(setup.device == "cuda:0" and setup.under_mps for _, setup in children)
+    assert [(setup.device, setup.mps_share) for _, setup in children] == [("cuda:0", 75), ("cuda:0", 25)]
 
 
 def test_replicas_have_no_slots(allocated: list[tuple[int, str]]) -> None:

@@ -27,7 +27,7 @@ def test_the_papers_scale() -> None:
     assert (paper.model, paper.input, paper.outputs, paper.requests) == ("opt-125m-shape", 1024, (128,), 128)
     assert names() == [str(placement) for placement in paper.placements]
     assert names()[:2] == ["sequential", "sequential, chunks of 512"]
-    assert {"replicas × 4", "replicas × 4, MPS", "split × 2, shared, MPS 75/25 %", "split × 2, example"} <= set(names())
+    assert {"replicas × 4", "replicas × 4, MPS", "split × 2, shared, MPS 90/25 %", "split × 2, example"} <= set(names())
 
 
 def test_knobs_choose_placements() -> None:
@@ -40,7 +40,7 @@ def test_knobs_choose_placements() -> None:
     assert names(modes=["split"], mps=True) == [
         "sequential",
         "split × 2, shared, MPS",
-        "split × 2, shared, MPS 75/25 %",
+        "split × 2, shared, MPS 90/25 %",
     ], "the experiment's own, where it has some under MPS"
     assert names(modes=["split"], mps=False) == ["sequential", "split × 2, shared", "split × 2, example"]
     assert names("small", modes=["split"], sm_shares=[60, 40])[1] == "split × 2, shared, MPS 60/40 %"

@@ -94,7 +94,7 @@ class EngineProcess(Child):
             self.connection.send_bytes(json.dumps(message).encode())
 
     def hear(self) -> dict[str, Any]:
-        """The next message. Raises LaneError when the process failed or died, with vLLM's own words."""
+        """The next message. Raises LaneError when the process failed, died or refused, with vLLM's own words."""
         try:
             message: dict[str, Any] = json.loads(self.connection.recv_bytes())
         except (EOFError, OSError):
@@ -104,6 +104,8 @@ class EngineProcess(Child):
             ) from None
         if message["kind"] == "failure":
             raise LaneError(f"{self._who} failed: {message['error']}\n{message['text']}")
+        if message["kind"] == "refused":
+            raise LaneError(f"{self._who} did not start: {message['error']}")
         return message
 
     def end(self) -> None:

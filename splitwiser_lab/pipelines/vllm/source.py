@@ -14,6 +14,7 @@ from splitwiser_lab.hardware import choose_dtype
 from splitwiser_lab.model.fetch import find_model
 from splitwiser_lab.model.loading import load_tokenizer
 from splitwiser_lab.model.shapes import SHAPES, shape_config
+from splitwiser_lab.pipelines.multiplied import product_shapes
 from splitwiser_lab.pipelines.source import Facts
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ class VllmModel:
     weight_bytes: int  # of one copy
     kv_token_bytes: int  # keys and values of one token, all layers
     scratch: tempfile.TemporaryDirectory[str] | None = None  # goes with the last who holds this
+    products: tuple[tuple[int, int], ...] = ()  # shapes [out, in] of the weights that it multiplies with
 
 
 def load_vllm_model(model: str | Path, device: str, dtype: str) -> VllmModel:
@@ -82,7 +84,8 @@ def _described(
     dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     token = 2 * text.num_hidden_layers * heads * dim * kind.itemsize
     facts = Facts(text.vocab_size, getattr(text, "max_position_embeddings", None) or _NO_LIMIT, ends)
-    return VllmModel(name, folder, tokenizer, facts, dtype, scratch is not None, weights, token, scratch)
+    random, shapes = scratch is not None, product_shapes(empty)
+    return VllmModel(name, folder, tokenizer, facts, dtype, random, weights, token, scratch, shapes)
 
 
 def _end_ids(folder: Path, config: Any) -> tuple[int, ...]:

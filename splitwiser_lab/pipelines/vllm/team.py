@@ -17,6 +17,7 @@ from splitwiser_lab.errors import HardwareError, LaneError, ModeError
 from splitwiser_lab.hardware import free_memory_bytes
 from splitwiser_lab.lanes.mps import MpsDaemon, MpsShare
 from splitwiser_lab.lanes.support import index_of
+from splitwiser_lab.model import products
 from splitwiser_lab.pipelines.memory import settled_free_bytes
 from splitwiser_lab.pipelines.team import daemon_for
 from splitwiser_lab.pipelines.vllm.arguments import engine_arguments
@@ -158,7 +159,7 @@ class Team:
             )
             self._children[role.name] = child
             settings = {"engine_args": arguments, "kv_transfer": self._transfer(role)}
-            child.ask({**settings, "cores": cores if on_cpu else None})
+            child.ask({**settings, "cores": cores if on_cpu else None, "products": self._products(role)})
             self._waiting.append(role.name)
 
     def _let_the_first_compile(self, kind: _Kind, name: str) -> None:
@@ -228,6 +229,13 @@ class Team:
         index = index_of(self._device)
         only = seen[index] if index < len(seen) and seen[index] else str(index)
         return {"VLLM_USE_FLASHINFER_SAMPLER": "0", **own, "CUDA_VISIBLE_DEVICES": only}
+
+    def _products(self, role: EngineRole) -> dict[str, Any] | None:
+        """What an engine with some of a GPU's SMs multiplies before it starts; None for the others."""
+        if self._device.type == "cpu" or role.sm_share in (None, 100):
+            return None
+        order = {"shapes": self._model.products, "dtype": self._model.dtype, "share": role.sm_share}
+        return {**order, "program": products.__file__, "advice": products.ANOTHER_PART}
 
     def _transfer(self, role: EngineRole) -> dict[str, Any] | None:
         if self.placement.connector is None:

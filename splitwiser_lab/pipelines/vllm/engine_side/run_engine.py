@@ -7,6 +7,7 @@ beside this file by name. The process ends as soon as its parent closes the sock
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.util
 import json
 import os
 import queue
@@ -60,6 +61,29 @@ def version() -> str:
     raise ModuleNotFoundError("this Python has no vllm")
 
 
+class Refused(Exception):
+    """This engine's part of the GPU computes wrongly; the message says all that there is to say."""
+
+
+def check_products(order: dict[str, Any], device: str = "cuda") -> None:
+    """Multiply as the package's own lanes do before they start: by its file, since the package is not here.
+
+    Raises Refused where products of these shapes come out wrong.
+    """
+    import torch
+
+    spec = importlib.util.spec_from_file_location("splitwiser_products", order["program"])
+    assert spec is not None and spec.loader is not None
+    products = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(products)
+    matrices = products.random_matrices(order["shapes"], order["dtype"], device)
+    tried, wrong = products.wrong_products(matrices)
+    torch.cuda.empty_cache()  # the engine counts what is free
+    if wrong:
+        where = products.part_under_mps(order["share"], device)
+        raise Refused(products.complaint(order["dtype"], tried, wrong, where, order["advice"]))
+
+
 class Server:
     """An engine, stepped while it has requests."""
 
@@ -69,6 +93,8 @@ class Server:
         import vllm
         from vllm.config import KVTransferConfig
 
+        if settings["products"] is not None:
+            check_products(settings["products"])
         arguments = dict(settings["engine_args"])
         if settings["kv_transfer"] is not None:
             arguments["kv_transfer_config"] = KVTransferConfig(**settings["kv_transfer"])
@@ -162,6 +188,9 @@ def main(fd: int, *lifeline: int) -> None:
         server = Server(line, settings)
         line.say({"kind": "ready", **server.facts})
         server.serve()
+    except Refused as error:
+        line.say({"kind": "refused", "error": str(error)})
+        time.sleep(60)  # as below
     except BaseException as error:
         line.say({"kind": "failure", "error": f"{type(error).__name__}: {error}", "text": traceback.format_exc()})
         time.sleep(60)  # until the parent has read it and lets go
