@@ -37,6 +37,9 @@ def reproduce(
     max_batch: Annotated[int | None, typer.Option(help="vllm: requests that each engine runs at once at most.")] = None,
     rate: Annotated[str, typer.Option(help="vllm: also one by one, so many a second; or 70% of what is served.")] = "",
     repeats: Annotated[int, typer.Option(help="Interleaved rounds.")] = 3,
+    seconds: Annotated[
+        float | None, typer.Option(help="Begin nothing that would end later than this; what is left out is told.")
+    ] = None,
     engine: Annotated[bool, typer.Option(help="Also run this package's engine on the same work.")] = True,
     phase_seconds: Annotated[float, typer.Option(help="How long to watch each phase alone; 0: one pass.")] = 1.0,
     start_together: Annotated[
@@ -49,16 +52,23 @@ def reproduce(
 ) -> None:
     """Rerun the paper's experiment: every placement on the same work, interleaved, every token checked.
 
-    Where one call would take too long, run it in parts (`--processes 2 --no-mps --json A.json`, ...) and make one
-    document of them: `reproduce --join A.json --join B.json --json ALL.json`.
+    The first round of everything comes first, and the --json file is written anew after each measurement: a run that
+    is interrupted or killed leaves what it had. Where one call would take too long, give it --seconds, or run it in
+    parts (`--processes 2 --no-mps --json A.json`, ...); one document of all: `reproduce --join A.json --join B.json
+    --json ALL.json`.
     """
+    from splitwiser_lab.pipelines.budget import Budget
+
     if join:
         from splitwiser_lab.pipelines.join import join_files
 
         _tell(join_files(join), json_file)
         return
+    budget = Budget(seconds)
     if pipeline not in ("hf", "vllm"):
         raise SplitwiserError(f"no pipeline {pipeline!r} can be reproduced: use 'hf' or 'vllm'.")
+    if only_phases and seconds is not None:
+        raise SplitwiserError("--only-phases watches each phase for --phase-seconds: give it no --seconds.")
     from splitwiser_lab.pipelines.arrivals import Rate
     from splitwiser_lab.pipelines.experiment import EXPERIMENTS
     from splitwiser_lab.pipelines.reproduce import reproduce as run
@@ -92,39 +102,50 @@ def reproduce(
             "--eager, --max-batch and --rate are for --pipeline vllm: the Hugging Face pipeline is always eager, its "
             "batches are as large as --batch says, and each starts when it is full."
         )
-    skip = not (mps or sm_shares)
-    with progress() as tell:
-        if pipeline == "vllm":
-            found = reproduce_vllm(
-                chosen,
-                device=device,
-                repeats=repeats,
-                engine=engine,
-                skip=skip,
-                start_together=start_together,
-                report=tell,
-                vllm_python=vllm,
-            )
-        elif only_phases:
-            found = reproduce_phases(chosen, device=device, phase_seconds=phase_seconds, report=tell)
-        else:
-            found = run(
-                chosen,
-                device=device,
-                repeats=repeats,
-                engine=engine,
-                skip=skip,
-                phase_seconds=phase_seconds,
-                start_together=start_together,
-                report=tell,
-            )
+    asked = bool(mps or sm_shares)
+    kept: list[Reproduction] = []  # the last of what there was
+
+    def keep(found: Reproduction) -> None:
+        kept[:] = [found]
+        if json_file:
+            found.to_json(json_file)
+
+    common: dict[str, Any] = {"device": device, "repeats": repeats, "engine": engine, "skip": not asked}
+    common |= {"start_together": start_together, "budget": budget, "keep": keep}
+    try:
+        with progress() as tell:
+            if pipeline == "vllm":
+                found = reproduce_vllm(chosen, **common, report=tell, vllm_python=vllm)
+            elif only_phases:
+                found = reproduce_phases(chosen, device=device, phase_seconds=phase_seconds, report=tell)
+            else:
+                found = run(chosen, **common, report=tell, phase_seconds=phase_seconds)
+    except (KeyboardInterrupt, SplitwiserError):
+        if kept:
+            _show(kept[0])
+        raise
     _tell(found, json_file)
     if pipeline == "hf":
         _explain_ncu(found)
+    if not (found.rows or only_phases):
+        raise SplitwiserError(f"--seconds {seconds:g} left no time to measure anything: give more.")
+    if asked and found.skipped:
+        raise SplitwiserError(f"{', '.join(found.skipped)}: asked for, and cannot run here; the reasons are above.")
 
 
 def _tell(found: Reproduction, json_file: Path | None) -> None:
     """Print a document, and write it if asked to. Raises SplitwiserError when a token differs without a reason."""
+    if json_file:
+        found.to_json(json_file)
+    _show(found)
+    if found.unexplained:
+        raise SplitwiserError(
+            f"tokens differ from the reference's in {', '.join(found.unexplained)}, and precision does not explain it."
+        )
+
+
+def _show(found: Reproduction) -> None:
+    """Print a document: its tables, what they mean, and what is missing."""
     for table in found.tables():
         console.print(table)
     if found.work.random_weights:
@@ -133,15 +154,8 @@ def _tell(found: Reproduction, json_file: Path | None) -> None:
         )
     for note in found.notes():
         console.print(note, markup=False, highlight=False)
-    for reason in dict.fromkeys(found.skipped.values()):
-        names = ", ".join(name for name, why in found.skipped.items() if why == reason)
-        console.print(f"left out: {names}: {reason}", markup=False, highlight=False)
-    if json_file:
-        found.to_json(json_file)
-    if found.unexplained:
-        raise SplitwiserError(
-            f"tokens differ from the reference's in {', '.join(found.unexplained)}, and precision does not explain it."
-        )
+    for line in found.missing():
+        console.print(line, markup=False, highlight=False)
 
 
 def _explain_ncu(found: Reproduction) -> None:

@@ -7,13 +7,14 @@ from dataclasses import dataclass, replace
 
 from splitwiser_lab.errors import WorkloadError
 from splitwiser_lab.measure.workload import Workload
+from splitwiser_lab.pipelines.rows import BASE
 
 
 @dataclass(frozen=True)
 class Rate:
     """Poisson arrivals: `value` requests a second, or, `of_served`, times what `sequential` served a second.
 
-    The latter is measured in the same run, all requests at once, so that one word fits every machine.
+    The latter is measured in the run's first round, all requests at once, so that one word fits every machine.
     """
 
     value: float
@@ -30,6 +31,9 @@ class Rate:
         if not 0 < value < math.inf or rest:
             raise WorkloadError(f"rate {text!r}: give requests a second, such as 12.5, or 70% of what is served.")
         return cls(value, bool(percent))
+
+    def __str__(self) -> str:
+        return f"{self.value:.3g} requests/s" if not self.of_served else f"{self.value:.3g} × what {BASE} serves"
 
     def requests_per_s(self, served: float) -> float:
         """This rate where `sequential` served so many requests a second.

@@ -17,7 +17,7 @@ from splitwiser_lab.measure.compare import with_range
 from splitwiser_lab.measure.document import Document
 from splitwiser_lab.pipelines.ceiling import Ceiling
 from splitwiser_lab.pipelines.phase_figures import PhaseFigures, missing_reasons, phase_rows
-from splitwiser_lab.pipelines.rows import BASE, Row, Work
+from splitwiser_lab.pipelines.rows import BASE, LeftOut, Row, Work
 from splitwiser_lab.pipelines.winners import winners
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 SCHEMA = "splitwiser-lab/reproduction/1"
 ORIGIN = ("hardware", "versions", "command", "commit", "time_utc")  # of where and how it was measured
+NOT_RUN = "not run"  # the version of what a run did not come to
 _RANGED = ("output_throughput", "over_sequential", "steady_output_throughput")  # shown with lowest and highest
 _COLUMNS = {  # of the table: heading -> (figure, digits)
     "output tok/s": ("output_throughput", 1),
@@ -43,7 +44,8 @@ _ONE_BY_ONE = {"TTFT p99 ms": ("p99_ttft_ms", 0), "ITL p99 ms": ("p99_itl_ms", 1
 class Reproduction(Document):
     """What `reproduce` found. Print its `table` and `notes`, or write it with `to_json`.
 
-    `skipped` says what could not run, and why; `phases` is what each phase does alone; `parts` are the origins
+    `skipped` says what could not run, and why; `left_out` what was not measured, or not in every round: a run that
+    ended early, or had no time for it. `phases` is what each phase does alone; `parts` are the origins
     of the documents that were joined into this one (none: it was measured in one piece).
     """
 
@@ -54,11 +56,23 @@ class Reproduction(Document):
     origin: dict[str, Any]
     phases: tuple[PhaseFigures, ...] = ()
     parts: tuple[dict[str, Any], ...] = ()
+    left_out: tuple[LeftOut, ...] = ()
 
     @property
     def unexplained(self) -> list[str]:
         """Rows with a token that differs from the reference's where precision does not explain it."""
         return [row.name for row in self.rows if row.unexplained]
+
+    def missing(self) -> list[str]:
+        """What could not run and what was left out, in lines, one for each reason and number of rounds."""
+        reasons: dict[tuple[str, str], list[str]] = {}
+        for name, why in self.skipped.items():
+            reasons.setdefault(("", why), []).append(name)
+        done = {row.what: row.repeats for row in self.rows}
+        for left in self.left_out:
+            after = f" after {done[left.what]} of {left.rounds} rounds" if left.what in done else ""
+            reasons.setdefault((after, left.why), []).append(left.what)
+        return [f"left out{after}: {'; '.join(names)}: {why}" for (after, why), names in reasons.items()]
 
     def row(self, name: str, output: int, rate: float | None = None) -> Row | None:
         """The row of this name, output length and rate of arrivals, if there is one."""
@@ -110,6 +124,7 @@ class Reproduction(Document):
             **asdict(self.work),
             "rows": rows,
             "skipped": self.skipped,
+            "left_out": [asdict(left) for left in self.left_out],
             "phases": [phase.to_dict() for phase in self.phases],
             "parts": list(self.parts),
             **self.origin,
@@ -136,6 +151,7 @@ class Reproduction(Document):
                 {name: raw[name] for name in ORIGIN},
                 tuple(PhaseFigures.from_dict(phase) for phase in raw["phases"]),
                 tuple(raw["parts"]),
+                tuple(LeftOut(**left) for left in raw.get("left_out", [])),
             )
         except (KeyError, TypeError) as error:
             raise RecordingError(f"{path} is damaged or cut off ({error!r}): record it anew.") from error
@@ -143,9 +159,12 @@ class Reproduction(Document):
     def table_rows(self) -> list[dict[str, Any]]:
         """One row per way to do the work, medians with the range over the rounds in brackets; for any table."""
         rows, some_come_later = [], any(row.rate for row in self.rows)
+        some_have_fewer = len({row.repeats for row in self.rows}) > 1
         columns = _COLUMNS | (_ONE_BY_ONE if some_come_later else {})
         for row in self.rows:
             cells: dict[str, Any] = {"": row.name, "out": row.output}
+            if some_have_fewer:
+                cells["rounds"] = row.repeats
             if some_come_later:
                 cells["arrivals/s"] = f"{row.rate:.3g}" if row.rate else "all at once"
             for heading, (figure, digits) in columns.items():
@@ -159,9 +178,11 @@ class Reproduction(Document):
 
     def tables(self) -> list[Table]:
         """For a terminal: the rows, and what each phase does alone; columns with nothing in them are left out."""
-        rounds = max((row.repeats for row in self.rows), default=0)
+        counts = sorted({row.repeats for row in self.rows})
+        rounds = "–".join(str(count) for count in dict.fromkeys((*counts[:1], *counts[-1:])))
+        of_rounds = f"median of {rounds} interleaved rounds (lowest–highest)" if rounds != "1" else "one round each"
         caption = (
-            f"median of {rounds} interleaved rounds (lowest–highest); starts are outside the timer, hand-offs inside; "
+            f"{of_rounds}; starts are outside the timer, hand-offs inside; "
             "tokens against the reference's on the same batches"
         )
         missing = "".join(f"; {reason}" for reason in missing_reasons(self.phases))

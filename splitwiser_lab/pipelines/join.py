@@ -1,19 +1,20 @@
 """Join the documents of one reproduction that ran in parts: the same work, machine, versions and commit, or nothing.
 
 What ran in several parts, `sequential` above all, keeps the rounds of each: its spread then holds what the machine
-drifted between the parts. Each part's ratios were taken against its own `sequential`, in its own rounds.
+drifted between the parts. Each part's ratios were taken against its own `sequential`, in its own rounds. Parts may be
+incomplete: what one left out, another may have.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from splitwiser_lab.errors import RecordingError
-from splitwiser_lab.pipelines.document import Reproduction
-from splitwiser_lab.pipelines.rows import Row
+from splitwiser_lab.pipelines.document import NOT_RUN, Reproduction
+from splitwiser_lab.pipelines.rows import LeftOut, Row
 
 _SAME = ("hardware", "versions", "commit")  # of the origins
 
@@ -46,9 +47,10 @@ def join(parts: Sequence[Reproduction], names: Sequence[str]) -> Reproduction:
         first.work,
         tuple(sorted(rows.values(), key=lambda row: order.index((row.output, row.rate)))),
         {name: why for part in parts for name, why in part.skipped.items() if not _ran(name, rows)},
-        first.origin | {"command": " ; ".join(part.origin["command"] for part in parts)},
+        first.origin | {"versions": _versions(parts), "command": " ; ".join(p.origin["command"] for p in parts)},
         next((part.phases for part in parts if part.phases), ()),
         tuple(_origins(parts)),
+        _left_out(parts, rows.values()),
     )
 
 
@@ -62,8 +64,14 @@ def _difference(a: Reproduction, b: Reproduction) -> str | None:
             pairs += [(f"{what}, {key}", mine.get(key), other.get(key)) for key in {**mine, **other}]
         else:
             pairs.append((what, mine, other))
-    odd = (f"{what} is {mine!r} in one, {other!r} in the other" for what, mine, other in pairs if mine != other)
-    return next(odd, None)
+    unlike = ((what, a, b) for what, a, b in pairs if a != b and NOT_RUN not in (a, b))
+    return next((f"{what} is {a!r} in one, {b!r} in the other" for what, a, b in unlike), None)
+
+
+def _versions(parts: Sequence[Reproduction]) -> dict[str, str]:
+    """Those of any part: all have the same, but for what only some came to run."""
+    known = [(name, version) for part in parts for name, version in part.origin["versions"].items()]
+    return {**dict(known), **{name: version for name, version in known if version != NOT_RUN}}
 
 
 def _pooled(a: Row, b: Row) -> Row:
@@ -72,6 +80,16 @@ def _pooled(a: Row, b: Row) -> Row:
     differences, unexplained = a.differences + b.differences, a.unexplained + b.unexplained
     different = a.different + b.different
     return replace(a, samples=samples, different=different, differences=differences, unexplained=unexplained)
+
+
+def _left_out(parts: Sequence[Reproduction], rows: Iterable[Row]) -> tuple[LeftOut, ...]:
+    """What parts left out and no other has: by now there are fewer rounds of it than were wanted."""
+    done = {row.what: row.repeats for row in rows}
+    left: dict[str, LeftOut] = {}
+    for each in (each for part in parts for each in part.left_out):
+        if done.get(each.what, 0) < each.rounds:
+            left.setdefault(each.what, each)
+    return tuple(left.values())
 
 
 def _ran(name: str, rows: dict[tuple[str, int, float | None], Row]) -> bool:

@@ -14,6 +14,7 @@ from splitwiser_lab.errors import ModeError, ModelError, RequestError
 from splitwiser_lab.measure.provenance import provenance
 from splitwiser_lab.measure.reference import Reference
 from splitwiser_lab.measure.workload import Workload
+from splitwiser_lab.pipelines.budget import Budget
 from splitwiser_lab.pipelines.document import Reproduction
 from splitwiser_lab.pipelines.experiment import Experiment
 from splitwiser_lab.pipelines.huggingface import HuggingFacePipeline
@@ -22,7 +23,8 @@ from splitwiser_lab.pipelines.phase_figures import PhaseFigures
 from splitwiser_lab.pipelines.placement import Placement
 from splitwiser_lab.pipelines.result import PipelineResult
 from splitwiser_lab.pipelines.rows import Work
-from splitwiser_lab.pipelines.turns import GenerateRunner, Runner, Turns, engine_runners
+from splitwiser_lab.pipelines.runners import GenerateRunner, Runner, engine_runners
+from splitwiser_lab.pipelines.turns import Turns
 
 
 def reproduce(
@@ -34,11 +36,16 @@ def reproduce(
     skip: bool = True,
     phase_seconds: float = 1.0,
     start_together: bool = False,
+    budget: Budget | None = None,
+    keep: Callable[[Reproduction], None] = lambda _: None,
     report: Callable[[str], None] = lambda _: None,
 ) -> Reproduction:
     """Run `experiment`: each output length, each placement, `repeats` times by turns after a warm-up of each.
 
-    With `skip`, placements that cannot run here are left out, with the reason; else they raise ModeError.
+    With `skip`, placements that this machine cannot run are left out, with the reason; else they raise ModeError.
+    One that does not start or fails is left out in any case, and so is what the `budget` has no time for.
+    `keep` is given what there is after each measurement, and before an error or an interrupt is raised.
+
     `engine`: also run this package's engine. `phase_seconds`: how long each phase is first watched alone.
     `start_together`: start all processes side by side, see `Turns`. `report` is told what happens next.
     """
@@ -65,9 +72,15 @@ def reproduce(
                 runners.update(engine_runners(stack, experiment.model, first.device, dtype, experiment.batch, longest))
             except ModelError as error:
                 skipped["engine"] = str(error)
-        turns = Turns(runners, experiment, judge, skipped if skip else None, report, start_together=start_together)
-        rows = tuple(row for output in experiment.outputs for row in turns.rows(output, repeats))
-        return Reproduction("hf", _work(first, experiment), rows, skipped, provenance(first.device), phases)
+        budget = budget or Budget()
+        turns = Turns(runners, experiment, judge, skipped, report, start_together=start_together, budget=budget)
+        work, origin = _work(first, experiment), provenance(first.device)
+
+        def found() -> Reproduction:
+            return Reproduction("hf", work, turns.rows, dict(skipped), origin, phases, left_out=turns.left_out)
+
+        turns.run(experiment.outputs, repeats, lambda: keep(found()))
+        return found()
 
 
 def reproduce_phases(

@@ -13,6 +13,20 @@ BASE = "sequential"  # the row that the others are compared with
 _SHOWN = 20  # differences that are described, besides those that precision does not explain
 
 
+def name_of_work(name: str, output: int, rate: float | None = None) -> str:
+    """`split × 2, 12 new tokens, 151 requests/s`: one way, with one length and one way of arriving."""
+    return f"{name}, {output} new tokens" + ("" if rate is None else f", {rate:.3g} requests/s")
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """What was asked for in `rounds` rounds and not measured in all of them: `what`, as `Row.what` says it, and why."""
+
+    what: str
+    why: str
+    rounds: int
+
+
 @dataclass(frozen=True)
 class Work:
     """The work that every row did: `requests` prompts of `input_tokens` random tokens, in batches of `batch`.
@@ -70,6 +84,11 @@ class Row:
     different: int = 0
     differences: list[str] = field(default_factory=list)
     unexplained: int = 0
+
+    @property
+    def what(self) -> str:
+        """What was measured, in words: see `name_of_work`."""
+        return name_of_work(self.name, self.output, self.rate)
 
     @property
     def tokens_identical(self) -> bool:

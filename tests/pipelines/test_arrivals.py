@@ -44,7 +44,9 @@ def test_each_rate_has_rows_of_its_own_after_all_at_once() -> None:
 
     runners = {"generate": runner("generate", 1.0), "sequential": runner("sequential", 4.0), "b": runner("b", 2.0)}
     rates = (Rate(8.0), Rate(0.5, of_served=True))
-    rows = Turns(runners, experiment, Reference(model_of("llama")), {}, lambda _: None, rates).rows(1, repeats=2)
+    turns = Turns(runners, experiment, Reference(model_of("llama")), {}, lambda _: None, rates)
+    turns.run((1,), repeats=2)
+    rows = turns.rows
     assert [(row.name, row.rate) for row in rows] == [
         *[("generate", None), ("sequential", None), ("b", None)],
         *[("sequential", 8.0), ("b", 8.0), ("sequential", 2.0), ("b", 2.0)],
@@ -82,7 +84,8 @@ def test_what_starts_together_is_launched_before_anything_runs() -> None:
     turns = Turns(
         runners, experiment, Reference(model_of("llama")), skipped, lambda _: None, start_together=True
     )  # fmt: skip
-    assert [row.name for row in turns.rows(1, repeats=1)] == ["generate", "sequential"]
+    turns.run((1,), repeats=1)
+    assert [row.name for row in turns.rows] == ["generate", "sequential"]
     assert told[1:4] == ["launch sequential, 2 requests", "launch many, 2 requests", "run sequential"]
     assert skipped == {"many, 1 new tokens": "8 × 1 GiB, and 2 GiB are free"}
 

@@ -16,7 +16,7 @@ from splitwiser_lab.pipelines.ceiling import Ceiling
 from splitwiser_lab.pipelines.document import Reproduction
 from splitwiser_lab.pipelines.join import join
 from splitwiser_lab.pipelines.phase_figures import PhaseFigures
-from splitwiser_lab.pipelines.rows import Row, Work
+from splitwiser_lab.pipelines.rows import LeftOut, Row, Work
 
 WORK = Work("tiny", False, "float32", 2, 64, 8, 0)
 ORIGIN = {
@@ -176,3 +176,53 @@ def test_parts_make_one_document(tmp_path: Path) -> None:
 def test_parts_that_do_not_belong_together_are_refused(changes: dict[str, object], message: str) -> None:
     with pytest.raises(RecordingError, match=rf"a and b are no parts of one reproduction: {message}"):
         join([part(row("sequential", 12, 1.0)), part(**changes)], ["a", "b"])
+
+
+# -- what is missing
+
+
+def test_what_was_left_out_is_written_read_and_told(tmp_path: Path) -> None:
+    rows = row("sequential", 12, 10.0, 11.0), row("split × 2", 12, 15.0)
+    left = LeftOut("split × 2, 12 new tokens", "no time", 2), LeftOut("split × 2, 128 new tokens", "no time", 2)
+    found = part(*rows, left_out=left, skipped={"replicas × 8": "no room"})
+    found.to_json(tmp_path / "a.json")
+    assert Reproduction.load(tmp_path / "a.json") == found
+    assert found.missing() == [
+        "left out: replicas × 8: no room",
+        "left out after 1 of 2 rounds: split × 2, 12 new tokens: no time",
+        "left out: split × 2, 128 new tokens: no time",
+    ]
+    assert [cells["rounds"] for cells in found.table_rows()] == [2, 1], "rows of one table, unlike in their rounds"
+    assert "median of 1–2 interleaved rounds" in str(found.tables()[0].caption)
+    assert "rounds" not in part(*rows[:1]).table_rows()[0]
+    old = json.loads((tmp_path / "a.json").read_text())
+    del old["left_out"]
+    (tmp_path / "old.json").write_text(json.dumps(old))
+    assert Reproduction.load(tmp_path / "old.json").left_out == ()
+
+
+def test_what_parts_left_out_stays_unless_another_has_it() -> None:
+    def gone(name: str, rounds: int = 2) -> LeftOut:
+        return LeftOut(f"{name}, 12 new tokens", "no time", rounds)
+
+    a = part(row("sequential", 12, 1.0, 1.0), row("b", 12, 1.0), left_out=(gone("b"), gone("c"), gone("d")))
+    b = part(row("sequential", 12, 1.0), row("b", 12, 2.0), row("c", 12, 1.0), left_out=(gone("c"), gone("e", 3)))
+    found = join([a, b], ["a", "b"])
+    assert [left.what[0] for left in found.left_out] == ["c", "d", "e"], "of b there are two rounds by now"
+    assert join([found, part(row("c", 12, 3.0))], ["all", "more"]).left_out == (gone("d"), gone("e", 3))
+    later = row("b", 12, 1.0)
+    later.rate = 151.2
+    missing = LeftOut("b, 12 new tokens, 151 requests/s", "no time", 1)
+    assert join([part(left_out=(missing,)), part(later)], ["a", "b"]).left_out == ()
+    assert join([part(left_out=(missing,)), part(row("b", 12, 1.0))], ["a", "b"]).left_out == (missing,)
+
+
+def test_a_part_that_did_not_come_to_vllm_belongs_to_one_that_did() -> None:
+    def with_vllm(version: str) -> Reproduction:
+        return part(row("generate", 12, 1.0), origin={**ORIGIN, "versions": {"torch": "2.13", "vllm": version}})
+
+    for versions in (("not run", "0.32.0"), ("0.32.0", "not run")):
+        found = join([with_vllm(version) for version in versions], ["a", "b"])
+        assert found.origin["versions"] == {"torch": "2.13", "vllm": "0.32.0"}
+    with pytest.raises(RecordingError, match="versions, vllm"):
+        join([with_vllm("0.31.0"), with_vllm("0.32.0")], ["a", "b"])

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
+from random import random
 
 import pytest
 from pipeline_models import model_of
@@ -15,6 +20,7 @@ from splitwiser_lab.cli import app
 from splitwiser_lab.measure.reference import Reference
 from splitwiser_lab.pipelines.document import Reproduction
 from splitwiser_lab.pipelines.experiment import EXPERIMENTS
+from splitwiser_lab.pipelines.join import join
 from splitwiser_lab.pipelines.turns import Turns
 
 pytestmark = pytest.mark.timeout(180)
@@ -87,6 +93,67 @@ def test_the_command_prints_and_writes(tmp_path: Path, no_process_left: None) ->
     assert json.loads(Reproduction.load(tmp_path / "r.json").to_json()) == found
 
 
+def tiny_words(folder: Path) -> list[str]:
+    """A run over a tiny model, which lasts until it is ended; its figures go to r.json in this folder."""
+    build("llama").save_pretrained(folder / "tiny")
+    words = ["reproduce", "--model", str(folder / "tiny"), "--device", "cpu", "--mode", "split", "--processes", "2"]
+    words += ["--batch", "2", "--input", "20", "--output", "4,6", "--requests", "5", "--phase-seconds", "0"]
+    return [*words, "--no-engine", "--repeats", "9999", "--json", str(folder / "r.json")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("end", "code", "why"),
+    [
+        (signal.SIGINT, 130, "interrupted before it was measured"),
+        (signal.SIGTERM, -signal.SIGTERM, "not measured yet when this was written"),
+        (signal.SIGKILL, -signal.SIGKILL, "not measured yet when this was written"),
+    ],
+)
+def test_a_run_that_is_ended_leaves_what_it_measured(tmp_path: Path, end: int, code: int, why: str) -> None:
+    words = [sys.executable, "-m", "splitwiser_lab", *tiny_words(tmp_path)]
+    root = Path(__file__).parents[2]
+    with subprocess.Popen(words, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as running:
+        try:
+            while running.poll() is None and not (len(rows_so_far(tmp_path)) == 6 and random() < 0.1):
+                time.sleep(0.05)
+            running.send_signal(end)
+            told, _ = running.communicate(timeout=60)
+        finally:
+            running.kill()
+    assert running.returncode == code
+    found = Reproduction.load(tmp_path / "r.json")
+    ways = ["generate", "sequential", "split × 2"]
+    assert [(row.name, row.output) for row in found.rows] == [(name, n) for n in (4, 6) for name in ways]
+    assert all(row.tokens_identical and row.repeats >= 1 for row in found.rows) and found.phases
+    assert {(left.what, left.why, left.rounds) for left in found.left_out} == {(r.what, why, 9999) for r in found.rows}
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")] or end == signal.SIGKILL
+    if end == signal.SIGINT:
+        assert "split × 2" in told and why in told and "of 9999 rounds" in told
+    joined = join([found, found], ["a", "b"])
+    assert [row.repeats for row in joined.rows] == [2 * row.repeats for row in found.rows]
+    assert joined.left_out == found.left_out
+
+
+def rows_so_far(folder: Path) -> list[object]:
+    path = folder / "r.json"
+    return json.loads(path.read_text())["rows"] if path.exists() else []
+
+
+def test_a_time_ends_the_command_with_what_it_has(tmp_path: Path, no_process_left: None) -> None:
+    words = [*tiny_words(tmp_path), "--seconds"]
+    result = run(app, [*words, "12"])
+    assert result.exit_code == 0, result.output
+    found = Reproduction.load(tmp_path / "r.json")
+    assert len(found.rows) == 6 and {left.what for left in found.left_out} == {row.what for row in found.rows}
+    assert all("no time" in left.why and "of 12 s are left" in left.why for left in found.left_out)
+    assert "of 9999 rounds: " in result.stdout and ": no time" in result.stdout
+    result = run(app, [*words, "0.001"])
+    assert result.exit_code != 0 and "left no time to measure anything" in str(result.exception)
+    nothing = Reproduction.load(tmp_path / "r.json")
+    assert not nothing.rows and len(nothing.left_out) == 6, "a document all the same"
+
+
 def test_only_the_phases(tmp_path: Path) -> None:
     build("llama").save_pretrained(tmp_path / "tiny")
     words = ["reproduce", "--model", str(tmp_path / "tiny"), "--device", "cpu", "--only-phases", "--phase-seconds", "0"]
@@ -102,6 +169,8 @@ def test_only_the_phases(tmp_path: Path) -> None:
     [
         (["--pipeline", "jax"], "no pipeline 'jax'"),
         (["--scale", "large"], "small or paper"),
+        (["--seconds", "-3"], "give a time in seconds"),
+        (["--only-phases", "--seconds", "3"], "give it no --seconds"),
         (["--processes", "two"], "give whole numbers"),
         (["--pipeline", "vllm", "--only-phases"], "is for --pipeline hf"),
         (["--pipeline", "vllm", "--rate", "fast"], "give requests a second"),
@@ -127,10 +196,13 @@ def test_what_has_no_room_is_left_out_with_its_reason() -> None:
 
     runners = {"generate": works, "sequential": works, "replicas × 8": has_no_room}
     skipped: dict[str, str] = {}
-    rows = Turns(runners, experiment, Reference(model_of("llama")), skipped, lambda _: None).rows(1, repeats=2)
+    turns = Turns(runners, experiment, Reference(model_of("llama")), skipped, lambda _: None)
+    turns.run((1,), repeats=2)
+    rows = turns.rows
     assert [row.mode for row in rows] == ["generate", "sequential"]
-    assert [row.name for row in rows] == ["generate", "sequential"]
+    assert not turns.left_out and [row.name for row in rows] == ["generate", "sequential"]
     assert rows[1].samples["over_sequential"] == [1.0, 1.0]
     assert skipped == {"replicas × 8, 1 new tokens": "8 × 1 GiB, and 2 GiB are free"}
-    with pytest.raises(HardwareError):
-        Turns(runners, experiment, Reference(model_of("llama")), None, lambda _: None).rows(1, repeats=2)
+    runners["sequential"] = has_no_room
+    with pytest.raises(HardwareError):  # without it there is nothing to compare with
+        Turns(runners, experiment, Reference(model_of("llama")), {}, lambda _: None).run((1,), repeats=2)

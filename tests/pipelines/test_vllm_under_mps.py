@@ -12,11 +12,15 @@ import psutil
 import pytest
 from fake_vllm import continued
 from tiny_models import prompts_of
+from typer.testing import CliRunner
 from vllm_models import fake_python, tiny_for_vllm
 
 from splitwiser_lab import LaneError, VllmPipeline, Workload
+from splitwiser_lab.cli import app
 from splitwiser_lab.lanes.mps import MpsDaemon
 from splitwiser_lab.lanes.mps_guard import CONTROL
+from splitwiser_lab.pipelines.document import Reproduction
+from splitwiser_lab.pipelines.vllm.team import Team
 
 pytestmark = [
     pytest.mark.timeout(120),
@@ -59,6 +63,28 @@ def test_each_engine_has_its_share_and_the_daemon_ends_with_them(pipeline: VllmP
     assert not daemon.ended()
     pipeline.set_mode("sequential")
     pipeline.generate(PROMPTS, 5)
+    assert daemon.ended()
+
+
+def test_a_share_that_is_refused_is_left_out_and_the_rest_goes_on(
+    daemon: MpsDaemon, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Team, "_products", lambda self, role: {"share": role.sm_share} if role.sm_share else None)
+    monkeypatch.setenv("FAKE_VLLM", "refuse")
+    tiny_for_vllm(tmp_path / "tiny")
+    words = ["reproduce", "--pipeline", "vllm", "--model", str(tmp_path / "tiny"), "--device", "cpu", "--no-engine"]
+    words += ["--vllm", fake_python(tmp_path), "--input", "20", "--output", "4,5", "--requests", "4", "--repeats", "2"]
+    words += ["--mode", "replicas,split", "--sm-shares", "75,25", "--json", str(tmp_path / "r.json")]
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code != 0
+    found = Reproduction.load(tmp_path / "r.json")
+    assert [(row.name, row.output, row.repeats) for row in found.rows] == [
+        (name, output, 2) for output in (4, 5) for name in ("generate", "sequential")
+    ]
+    ways = ["replicas × 2, MPS 75/25 %", "split × 2, shared, MPS 75/25 %", "split × 2, example, MPS 75/25 %"]
+    assert list(found.skipped) == ways and not found.left_out
+    assert all("did not start: under MPS with 75 %" in why for why in found.skipped.values())
+    assert "left out: replicas × 2, MPS 75/25 %" in result.stdout
     assert daemon.ended()
 
 

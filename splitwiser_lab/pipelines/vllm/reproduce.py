@@ -17,11 +17,13 @@ from splitwiser_lab.hardware import choose_device
 from splitwiser_lab.measure.provenance import provenance
 from splitwiser_lab.measure.reference import Reference
 from splitwiser_lab.measure.workload import Workload
-from splitwiser_lab.pipelines.document import Reproduction
+from splitwiser_lab.pipelines.budget import Budget
+from splitwiser_lab.pipelines.document import NOT_RUN, Reproduction
 from splitwiser_lab.pipelines.memory import private_bytes, settled_free_bytes
 from splitwiser_lab.pipelines.rows import Work
+from splitwiser_lab.pipelines.runners import GenerateRunner, Runner, engine_runners
 from splitwiser_lab.pipelines.source import SourceModel, load_source
-from splitwiser_lab.pipelines.turns import GenerateRunner, Runner, Turns, engine_runners
+from splitwiser_lab.pipelines.turns import Turns
 from splitwiser_lab.pipelines.vllm.experiment import VllmExperiment
 from splitwiser_lab.pipelines.vllm.pipeline import VllmPipeline
 from splitwiser_lab.pipelines.vllm.placement import VllmPlacement
@@ -35,6 +37,8 @@ def reproduce_vllm(
     engine: bool = True,
     skip: bool = True,
     start_together: bool = False,
+    budget: Budget | None = None,
+    keep: Callable[[Reproduction], None] = lambda _: None,
     report: Callable[[str], None] = lambda _: None,
     vllm_python: str | None = None,
 ) -> Reproduction:
@@ -42,7 +46,9 @@ def reproduce_vllm(
 
     All requests at once, then one by one at each of the experiment's rates, in the same engines.
 
-    With `skip`, placements that cannot run here are left out, with the reason; else they raise ModeError.
+    With `skip`, placements that this machine cannot run are left out, with the reason; else they raise ModeError.
+    One that does not start or fails is left out in any case, and so is what the `budget` has no time for.
+    `keep` is given what there is after each measurement, and before an error or an interrupt is raised.
     `engine`: also run this package's engine. `start_together`: start all engines side by side, see `Turns`.
     `vllm_python`: the Python of an environment with vLLM. `report` is told what happens next. Raises ModeError
     without a vLLM that this pipeline knows.
@@ -83,10 +89,17 @@ def reproduce_vllm(
                 runners.update(engine_runners(stack, experiment.model, where, dtype, at_once, longest))
             except ModelError as error:
                 skipped["engine"] = str(error)
-        turns = Turns(runners, experiment, judge, skipped if skip else None, report, experiment.rates, start_together)
-        rows = tuple(row for output in experiment.outputs for row in turns.rows(output, repeats))
-        work = _work(experiment, source, dtype)
-        return Reproduction("vllm", work, rows, skipped, _origin(where, runners))
+        budget = budget or Budget()
+        turns = Turns(runners, experiment, judge, skipped, report, experiment.rates, start_together, budget)
+        work, origin = _work(experiment, source, dtype), provenance(where)
+
+        def found() -> Reproduction:
+            versions = {**origin["versions"], "vllm": _version(runners)}
+            told = {**origin, "versions": versions}
+            return Reproduction("vllm", work, turns.rows, dict(skipped), told, left_out=turns.left_out)
+
+        turns.run(experiment.outputs, repeats, lambda: keep(found()))
+        return found()
 
 
 class _Placed:
@@ -150,8 +163,7 @@ def _work(e: VllmExperiment, source: SourceModel, dtype: str) -> Work:
     )
 
 
-def _origin(device: str, runners: dict[str, Runner]) -> dict[str, Any]:
-    """Where it was measured, with vLLM's version."""
-    origin = provenance(device)
-    known = [runner.version for runner in runners.values() if isinstance(runner, _Placed) and runner.version]
-    return {**origin, "versions": {**origin["versions"], "vllm": known[0] if known else "not run"}}
+def _version(runners: dict[str, Runner]) -> str:
+    """vLLM's, once an engine has run."""
+    known = (runner.version for runner in runners.values() if isinstance(runner, _Placed) and runner.version)
+    return next(known, NOT_RUN)
