@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 
 from splitwiser_lab.errors import RequestError
+from splitwiser_lab.pipelines.rows import BASE
 
 
 class Budget:
@@ -37,7 +38,7 @@ class Pace:
     """Seconds that the parts of a run took, and by them an estimate for those to come; 0 where nothing is known.
 
     A round takes what the same round took before; else what the same way took with another output length, in
-    proportion to the reference's; else what the reference took, which does the same work.
+    proportion to the reference's; else what `sequential`, or at first the reference, took for the same work.
     """
 
     def __init__(self) -> None:
@@ -78,7 +79,7 @@ class Pace:
         reference = self.reference(output)
         seen = {other: s for (way, other, arrivals), s in self._rounds.items() if way == name and arrivals is None}
         if output in seen or not seen:
-            return seen.get(output, reference)
+            return seen.get(output, self._rounds.get((BASE, output, None), reference))
         other = max(seen)
         beside = self.reference(other)
         return seen[other] * (reference / beside if beside else 1.0)

@@ -95,7 +95,9 @@ class Turns:
                     if number == 0:
                         self._ready[output] = self._begin(output)
                     for rate in arrivals:
-                        self._round(number, output, rate)
+                        self._round(number, output, rate, self._ready[output])
+                for output in outputs if number == 0 else ():
+                    self._start_late(output, arrivals)
                 if self._measured == before:
                     break  # nor will there be time for another
         except BaseException as error:
@@ -176,7 +178,17 @@ class Turns:
         if not started:
             self._pace.start_took(self.budget.now() - begun)
         self._started.add(name)
+        for cell in cells:
+            self._why.pop(cell, None)
         return True
+
+    def _start_late(self, output: int, arrivals: Sequence[Rate | None]) -> None:
+        """Start ways that seemed to have no time: what a round takes is known by now. They have a first round, too."""
+        ready = self._ready[output]
+        late = [name for name in self.runners if ready and name not in ready and self._start(name, output, [BASE])]
+        ready += late
+        for rate in arrivals if late else ():
+            self._round(0, output, rate, [BASE, *late])
 
     def _first_rounds(self, names: Sequence[str], output: int) -> float:
         """Seconds of one round of these ways, all requests at once."""
@@ -184,9 +196,9 @@ class Turns:
 
     # -- measuring
 
-    def _round(self, number: int, output: int, rate: Rate | None) -> None:
+    def _round(self, number: int, output: int, rate: Rate | None, among: Sequence[str]) -> None:
         """One measurement of each way: `sequential` first, with which the others are compared, `generate` last."""
-        names = [name for name in self._ready[output] if (name, output, rate) in self._wanted]
+        names = [name for name in among if (name, output, rate) in self._wanted]
         names.sort(key=lambda name: (name != BASE, name == _REFERENCE))
         if not names:
             return

@@ -7,6 +7,8 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
+from itertools import count
 from pathlib import Path
 from random import random
 
@@ -18,6 +20,7 @@ from typer.testing import CliRunner
 from splitwiser_lab import HardwareError, ModeError, Workload, WorkloadError
 from splitwiser_lab.cli import app
 from splitwiser_lab.measure.reference import Reference
+from splitwiser_lab.pipelines import budget
 from splitwiser_lab.pipelines.document import Reproduction
 from splitwiser_lab.pipelines.experiment import EXPERIMENTS
 from splitwiser_lab.pipelines.join import join
@@ -140,13 +143,17 @@ def rows_so_far(folder: Path) -> list[object]:
     return json.loads(path.read_text())["rows"] if path.exists() else []
 
 
-def test_a_time_ends_the_command_with_what_it_has(tmp_path: Path, no_process_left: None) -> None:
+def test_a_time_ends_the_command_with_what_it_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_process_left: None
+) -> None:
+    looks = count()  # a clock on which each look takes a second
+    monkeypatch.setattr(budget, "Budget", partial(budget.Budget, clock=lambda: float(next(looks))))
     words = [*tiny_words(tmp_path), "--seconds"]
-    result = run(app, [*words, "12"])
+    result = run(app, [*words, "200"])
     assert result.exit_code == 0, result.output
     found = Reproduction.load(tmp_path / "r.json")
     assert len(found.rows) == 6 and {left.what for left in found.left_out} == {row.what for row in found.rows}
-    assert all("no time" in left.why and "of 12 s are left" in left.why for left in found.left_out)
+    assert all("no time" in left.why and "of 200 s are left" in left.why for left in found.left_out)
     assert "of 9999 rounds: " in result.stdout and ": no time" in result.stdout
     result = run(app, [*words, "0.001"])
     assert result.exit_code != 0 and "left no time to measure anything" in str(result.exception)

@@ -128,6 +128,20 @@ def test_a_start_that_leaves_no_time_to_measure_is_not_begun() -> None:
     assert left.why.endswith("24 s of 40 s are left, and its start and a round of what has started need about 27 s")
 
 
+def test_a_way_that_seemed_to_have_no_time_starts_once_a_round_is_known() -> None:
+    made, ways, told = turns(seconds=270, a=10.0, b=10.0)
+    slow = ways["generate"].__call__
+
+    def cold(work: Workload) -> Any:
+        made.budget.now.now += 0 if ways["generate"].calls else 56  # type: ignore[attr-defined]
+        return slow(work)
+
+    made.runners["generate"] = cold  # 60 s for the reference: four rounds like that, and b has no time
+    made.run((1,), repeats=1)
+    assert list(measured(made).values()) == [1, 2, 1, 1] and not made.left_out
+    assert [name for name, _, _ in told[-2:]] == ["sequential", "b"], "compared with a round of its own"
+
+
 def test_ways_that_were_launched_together_start_side_by_side() -> None:
     # launched by 24 s; warm-ups of 1 s; rounds of 4 s each: 44 s. One after the other they would be thought to need 58
     made, ways, _ = turns(seconds=47, together=True, a=10.0, b=10.0)
@@ -237,6 +251,8 @@ def test_the_pace_is_that_of_this_run() -> None:
     pace.reference_took(12, 2.0)
     assert pace.reference(128) == pytest.approx(2.0 * 128 / 12) and pace.reference(6) == 2.0
     assert pace.round("a", 12) == 2.0, "as the reference"
+    pace.round_took("sequential", 12, None, 1.5)
+    assert pace.round("a", 12) == 1.5, "as sequential, which was warm"
     pace.round_took("a", 12, None, 1.0)
     pace.reference_took(128, 10.0)
     assert pace.round("a", 12) == 1.0 and pace.round("a", 128) == pytest.approx(5.0)
