@@ -17,7 +17,7 @@ from splitwiser_lab.engine.controller import Candidate, Decision, Load, decide
 from splitwiser_lab.engine.core import Core
 from splitwiser_lab.engine.rates import Lengths, RateBook
 from splitwiser_lab.engine.station import ModeSwitch
-from splitwiser_lab.errors import LaneError, ModeError
+from splitwiser_lab.errors import HardwareError, LaneError, ModeError
 from splitwiser_lab.lanes.support import LaneKind
 from splitwiser_lab.timeline import Span
 
@@ -162,7 +162,7 @@ def govern(
     for candidate in possible:
         try:
             switch = prepare(candidate.mode, {**common, **candidate.options})
-        except (LaneError, ModeError) as error:
+        except (HardwareError, LaneError, ModeError) as error:
             if candidate.kind == "turns":
                 raise
             left_out[candidate.label] = str(error).rstrip(".")

@@ -6,6 +6,7 @@ does all its work under it, so that what is allocated or captured there belongs 
 
 from __future__ import annotations
 
+import contextlib
 import time
 from multiprocessing.connection import Connection
 
@@ -60,16 +61,18 @@ class DeviceLane:
                 stream.synchronize()
             self._clock = DeviceClock(self.stream.device)
         if self._runner is None:
+            self._runner = self._make_runner()
+
+    def _make_runner(self) -> Runner:
+        try:
             with torch.cuda.stream(self.stream):
                 if self._part:
-                    self._check_products()
-                self._runner = runner_for(self._transformer, self._multiprocessors)
-
-    def _check_products(self) -> None:
-        try:
-            check_products(self._transformer.weights.multiplied(), self._part, ANOTHER_PART)
+                    check_products(self._transformer.weights.multiplied(), self._part, ANOTHER_PART)
+                return runner_for(self._transformer, self._multiprocessors)
         except HardwareError as error:
             raise LaneError(f"lane {self.name!r}: {error}") from error
+        except RuntimeError as error:
+            raise LaneError(f"lane {self.name!r}: it cannot start {self._part or 'on this GPU'}: {error}") from error
 
     def warm_up(self, work: UsualWork) -> None:
         """Compile and capture on the lane's own stream, and wait until the device has done its part of it."""
@@ -97,9 +100,10 @@ class DeviceLane:
 
     def close(self) -> None:
         """Wait until the device has done what was launched here."""
-        if self._clock is not None:
-            self.stream.synchronize()
-            self._clock = self._runner = None
+        clock, self._clock, self._runner = self._clock, None, None
+        if clock is not None:
+            with contextlib.suppress(RuntimeError):  # a GPU that has failed this process does not get better by waiting
+                self.stream.synchronize()
 
 
 class DeviceClock:

@@ -9,6 +9,7 @@ to the parent.
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -57,6 +58,7 @@ class ProcessLane:
         self.depth = 1  # until the worker says otherwise
         self._ready = False
         self._warm: set[UsualWork] = set()
+        self._lock = threading.RLock()  # a thread may look whether the worker lives while another feeds it
         self._sender = Sender()
         self._under_way: deque[RemoteTicket] = deque()  # in the order in which the answers come
 
@@ -105,6 +107,10 @@ class ProcessLane:
 
     def start(self) -> None:
         """Start the worker unless it runs, and wait until it can take batches. Raises LaneError when it cannot."""
+        with self._lock:
+            self._start()
+
+    def _start(self) -> None:
         if self._ready and not self._under_way and self._died_idle():
             self.close()
         self.spawn()
@@ -123,12 +129,24 @@ class ProcessLane:
         if self.on_cpu or work in self._warm:
             return
         assert self._child is not None
-        self._child.connection.send_bytes(pack_work(work))
-        self.receive()
+        try:
+            self._child.connection.send_bytes(pack_work(work))
+            self.receive()
+        except LaneError:
+            raise
+        except OSError:
+            raise self._died() from None
+        except BaseException:
+            self.close()  # its answer, still to come, would be taken for the next batch's
+            raise
         self._warm.add(work)
 
     def submit(self, batch: Batch) -> RemoteTicket:
         """Send a batch. A worker that died since its last batch, or never saw this one, is started anew."""
+        with self._lock:
+            return self._submit(batch)
+
+    def _submit(self, batch: Batch) -> RemoteTicket:
         self.start()
         try:
             self._send(batch)

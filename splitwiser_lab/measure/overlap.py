@@ -20,6 +20,7 @@ import numpy as np
 
 from splitwiser_lab.engine.engine import Engine
 from splitwiser_lab.engine.request import Request
+from splitwiser_lab.errors import SplitwiserError
 from splitwiser_lab.measure.mode_spec import ModeSpec
 from splitwiser_lab.metrics import rate
 
@@ -151,6 +152,7 @@ def _run(engine: Engine, load: Load, shape: Shape, seconds: float) -> tuple[floa
     window = {"start": 0.0, "end": float("inf")}
     settled = {"prefill": load == "decode", "decode": load == "prefill"}
     done = {"prefill": 0, "decode": 0}
+    decoding: set[int] = set()
     starved_after = 1 if engine.mode == "sequential" else _PATIENCE
 
     def prompt(length: int) -> list[int]:
@@ -160,8 +162,10 @@ def _run(engine: Engine, load: Load, shape: Shape, seconds: float) -> tuple[floa
     def submit(length: int, new: int, phase: str) -> None:
         def on_token(request: Request, _: int) -> None:
             now = time.perf_counter()
-            # Settled: every decoding request has its first token, and a prompt came through beside them.
-            settled[phase] = settled[phase] or (phase == "prefill") or len(request.output) > 1
+            # Settled: every one of the requests that decode has begun to, and a prompt came through beside them.
+            if phase == "decode" and len(request.output) > 1:
+                decoding.add(request.id)
+            settled[phase] = settled[phase] or phase == "prefill" or len(decoding) >= decode_batch
             done[phase] += request.done
             # Where decode starves behind prefill (one lane in turns), nothing would settle it: prefill does.
             settled["decode"] = settled["decode"] or done["prefill"] >= starved_after
@@ -189,6 +193,10 @@ def _run(engine: Engine, load: Load, shape: Shape, seconds: float) -> tuple[floa
     finally:  # after an error or an interrupt: nobody else is to carry these out
         for request in live:
             engine.cancel(request)
+    if error := next((request.error for request in live if request.error is not None), None):
+        raise error
+    if not window["start"]:
+        raise SplitwiserError(f"{load} at {shape} in mode {engine.mode} ended before it had settled.")
     timeline = engine.timeline(origin)
     start, end = window["start"] - origin, min(window["end"] - origin, timeline.duration)
     return rate(timeline, "prefill", start, end), rate(timeline, "decode", start, end)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -53,7 +53,6 @@ class Reference:
     def __init__(self, model: Any) -> None:
         """`model` is an AutoModelForCausalLM in eval mode, with the engine's weights."""
         self.model = model
-        self._exact: Any = None  # the same weights in float32, made when half precision has to be judged
 
     def tokens(self, prompt: Sequence[int], max_new_tokens: int, ignore_eos: bool = False) -> list[int]:
         """Greedy output tokens of one prompt (token ids)."""
@@ -79,6 +78,19 @@ class Reference:
         """The reference's tokens after a prompt, to compare many others with."""
         return Continuation(self, prompt, theirs)
 
+    def worst_choice(self, prompt: Sequence[int], tokens: Sequence[int]) -> TokenCheck:
+        """Of the tokens that somebody wrote after a prompt, the one least to be explained, each after the same text.
+
+        Its `gap` is how far its logit lies below the largest there; `identical` if each is the model's own choice.
+        """
+        import torch
+
+        logits, resolution = self.choices(prompt, tokens)
+        written = torch.tensor([[token] for token in tokens])
+        gaps = logits.amax(-1).float() - logits.gather(-1, written)[:, 0].float()
+        worst = int((gaps - resolution).argmax())
+        return TokenCheck(worst if gaps.any() else None, float(gaps[worst]), float(resolution[worst]))
+
     def choices(self, prompt: Sequence[int], tokens: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
         """What the model says at the place of each of `tokens` after a prompt.
 
@@ -90,9 +102,8 @@ class Reference:
         logits = self._all_logits(self.model, everything)[first:]
         if self.model.dtype not in (torch.float16, torch.bfloat16):
             return logits.cpu(), torch.zeros(len(tokens))
-        if self._exact is None:
-            self._exact = copy.deepcopy(self.model).float()
-        errors = (self._all_logits(self._exact, everything)[first:] - logits).abs().amax(-1)
+        with _in_float32(self.model):
+            errors = (self._all_logits(self.model, everything)[first:] - logits).abs().amax(-1)
         return logits.cpu(), 2 * errors.cpu()
 
     def _all_logits(self, model: Any, tokens: Sequence[int]) -> torch.Tensor:
@@ -102,6 +113,19 @@ class Reference:
         with torch.inference_mode():
             out: torch.Tensor = model(torch.tensor([list(tokens)], device=model.device)).logits[0]
         return out
+
+
+@contextmanager
+def _in_float32(model: Any) -> Iterator[None]:
+    """The model's weights in float32 for a while, then as they were, which loses nothing: there is one copy of them."""
+    kinds = [(weight, weight.dtype) for weight in model.parameters()]
+    try:
+        for weight, _ in kinds:
+            weight.data = weight.data.float()
+        yield
+    finally:
+        for weight, kind in kinds:
+            weight.data = weight.data.to(kind)
 
 
 class Continuation:

@@ -13,8 +13,7 @@ MOST_TOKENS = 8192  # of prompts in a graph: with more, launching kernels one by
 MIXED_ROWS = 32  # decoding rows beside prompts are padded to multiples of this
 _MIXED_TOTALS = (128, 192, 256, 384, 512, 640, 768, 1024, 1280, 1536, 2048)  # rows and tokens of mixed batches
 _MIXED_STEP = 512  # beyond those
-_LEAST_PROMPTS = 4  # to pick a token after fewer prompts costs the same
-_USUAL_TOKENS = 4096  # of prompts in a batch: larger ones are rare, and long enough to hide what a graph saves
+_LEAST_PROMPTS = 16  # to pick a token after fewer prompts costs the same
 
 
 def padded(shape: Shape) -> Shape:
@@ -34,14 +33,18 @@ class UsualWork:
     mixed_tokens: int = 0
 
     def shapes(self) -> list[Shape]:
-        """Those that its batches are most likely to have, once each."""
-        return list(dict.fromkeys((*self._decode(), *self._prefill(), *self._mixed())))
+        """Those that its batches are most likely to have, once each.
+
+        The largest first: what it took fits all others afterwards, while each larger one would need memory of its own.
+        """
+        found = dict.fromkeys((*self._decode(), *self._prefill(), *self._mixed()))
+        return sorted(found, key=lambda shape: shape.rows + shape.tokens, reverse=True)
 
     def _decode(self) -> Iterator[Shape]:
         return (padded(Shape(rows)) for rows in ROWS if rows <= padded(Shape(self.rows)).rows)
 
     def _prefill(self) -> Iterator[Shape]:
-        tokens, most = 0, min(self.prefill_tokens, _USUAL_TOKENS)
+        tokens, most = 0, min(self.prefill_tokens, MOST_TOKENS)
         while tokens < most:
             shape = padded(Shape(0, tokens + 1, 1))
             tokens = shape.tokens

@@ -117,7 +117,7 @@ def resolve_kernel(tokens, board, out, count, BLOCK: tl.constexpr):
 def argmax_parts_kernel(logits, tops, places, size, stride, not_a_number: tl.constexpr, BLOCK: tl.constexpr):
     """The largest of each BLOCK of logits [rows, size], and where it stands; the first of equals.
 
-    A block with a NaN has `not_a_number` for a place, and comes before all others.
+    A block with a NaN has `not_a_number` for a place.
     """
     row, part = tl.program_id(0), tl.program_id(1)
     at = part * BLOCK + tl.arange(0, BLOCK)
@@ -125,17 +125,21 @@ def argmax_parts_kernel(logits, tops, places, size, stride, not_a_number: tl.con
     broken = tl.max((values != values).to(tl.int32), 0) > 0
     top, place = tl.max(values, 0, return_indices=True)
     slot = row * tl.num_programs(1) + part
-    tl.store(tops + slot, tl.where(broken, float("inf"), top))
+    tl.store(tops + slot, top)
     tl.store(places + slot, tl.where(broken, not_a_number, part * BLOCK + place))
 
 
 @triton.jit
-def argmax_kernel(tops, places, board_places, tokens, board, parts, BLOCK: tl.constexpr):
-    """The largest of each row's parts is the picked token: it goes to `tokens` [rows] and onto the board."""
+def argmax_kernel(tops, places, board_places, tokens, board, parts, not_a_number: tl.constexpr, BLOCK: tl.constexpr):
+    """The largest of each row's parts is the picked token: it goes to `tokens` [rows] and onto the board.
+
+    `not_a_number` where any part has it for a place.
+    """
     row = tl.program_id(0)
     at = tl.arange(0, BLOCK)
     values = tl.load(tops + row * parts + at, mask=at < parts, other=float("-inf"))
+    broken = tl.min(tl.load(places + row * parts + at, mask=at < parts, other=0), 0) == not_a_number
     _, part = tl.max(values, 0, return_indices=True)
-    token = tl.load(places + row * parts + part)
+    token = tl.where(broken, not_a_number, tl.load(places + row * parts + tl.minimum(part, parts - 1)))
     tl.store(tokens + row, token)
     tl.store(board + tl.load(board_places + row), token)

@@ -163,7 +163,7 @@ class TritonKernels:
                 logits, tops, found, size, logits.stride(0), NOT_A_NUMBER, _ARGMAX_BLOCK, num_warps=8
             )
             triton_fused.argmax_kernel[(rows,)](
-                tops, found, places, tokens, board, parts, triton.next_power_of_2(parts), num_warps=1
+                tops, found, places, tokens, board, parts, NOT_A_NUMBER, triton.next_power_of_2(parts), num_warps=1
             )
         return tokens
 

@@ -20,6 +20,7 @@ from splitwiser_lab.lanes.inline import InlineLane
 from splitwiser_lab.lanes.process import ProcessLane, RemoteTicket
 from splitwiser_lab.lanes.wire import Failure, send_answer
 from splitwiser_lab.model.batch import GREEDY, Batch, Sequence
+from splitwiser_lab.model.graph_shapes import UsualWork
 from splitwiser_lab.model.kv_pool import KVPool
 from splitwiser_lab.model.loading import load
 from splitwiser_lab.model.transformer import Transformer
@@ -178,3 +179,26 @@ def test_a_worker_that_lost_its_gpu_is_given_up(transformer: Transformer, daemon
             ticket.result()
         assert ("because the MPS daemon ended or was killed" in str(caught.value)) == daemon_ended
     assert lane.pid is None and left == [True]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError("the pipe is gone")])
+def test_a_warm_up_that_is_interrupted_leaves_no_answer_for_the_next_batch(
+    transformer: Transformer, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    """Its answer is still to come: the worker is ended, and a new one takes the next batch."""
+    lane = ProcessLane("worker", transformer)
+    right = lane.submit(prefill()).result().tokens
+    old = lane.pid
+    lane.on_cpu = False  # on a CPU nobody asks for a warm-up; the worker answers all the same
+
+    def receive(self: ProcessLane) -> None:
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ProcessLane, "receive", receive)
+        with pytest.raises(KeyboardInterrupt if isinstance(error, KeyboardInterrupt) else LaneError):
+            lane.warm_up(UsualWork(rows=4))
+    assert lane.pid is None
+    lane.on_cpu = True
+    assert lane.submit(prefill()).result().tokens == right and lane.pid not in (None, old)
+    lane.close()

@@ -14,13 +14,18 @@ from tiny_models import build, generated, prompts_of, tiny
 
 import splitwiser_lab as sl
 from splitwiser_lab.engine.engine import Engine
+from splitwiser_lab.errors import LaneError
+from splitwiser_lab.lanes.inline import InlineLane
 from splitwiser_lab.measure import bench as bench_module
+from splitwiser_lab.measure import overlap as overlap_module
 from splitwiser_lab.measure.bench import Figure, bench
 from splitwiser_lab.measure.compare import with_range
 from splitwiser_lab.measure.overlap import WAITING, Overlap, measure_limit, measure_overlap
 from splitwiser_lab.measure.peers import GenerateBatchPeer, GeneratePeer, OursPeer
 from splitwiser_lab.measure.reference import Reference, TokenCheck
+from splitwiser_lab.model.batch import Batch
 from splitwiser_lab.model.runner import GraphRunner
+from splitwiser_lab.timeline import Timeline
 
 WORK = sl.Workload.poisson(200.0, requests=5, prompt_tokens=24, output_tokens=8)
 
@@ -169,6 +174,28 @@ class TestOverlap:
         spans = [span for span in engine.timeline(began).spans if span.prefill_tokens > 32]
         assert len(spans) > 4 and {span.prefill_tokens for span in spans} == {64}
         assert GraphRunner.depth < WAITING
+
+    def test_a_lane_that_fails_is_an_error_and_no_gain(self, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+        def submit(self: InlineLane, batch: Batch) -> None:
+            raise LaneError("out of memory")
+
+        monkeypatch.setattr(InlineLane, "submit", submit)
+        with pytest.raises(LaneError, match="out of memory"):
+            measure_overlap(engine, ["chunked"], 64, 2, 32, seconds=0.1, repeats=1)
+        monkeypatch.undo()
+        assert engine.kv_use == 0
+        engine.set_mode("sequential")
+
+    def test_the_window_begins_when_all_decode(self, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+        """In two lanes the first request decodes while the others' prompts are still read."""
+        seen: list[tuple[Timeline, float]] = []
+        monkeypatch.setattr(overlap_module, "rate", lambda timeline, phase, start, end: seen.append((timeline, start)))
+        engine.set_mode("processes")
+        overlap_module._run(engine, "decode", overlap_module.Shape(64, 6, 64), 0.1)
+        timeline, start = seen[0]
+        inside = [span for span in timeline.spans if span.start >= start and span.end <= start + 0.1]
+        assert len(inside) > 2 and {(span.phase, span.decode_tokens) for span in inside} == {("decode", 6)}
+        engine.set_mode("sequential")
 
     def test_the_limit_is_what_each_phase_reaches_alone_on_its_lane(
         self, engine: Engine, monkeypatch: pytest.MonkeyPatch

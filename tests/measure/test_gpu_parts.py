@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 from types import SimpleNamespace
@@ -18,8 +19,10 @@ import splitwiser_lab as sl
 from splitwiser_lab.cli import app
 from splitwiser_lab.measure.gpu_suite.job import summary
 from splitwiser_lab.measure.gpu_suite.join import join
+from splitwiser_lab.measure.gpu_suite.sweep import longest_idle
 from splitwiser_lab.measure.gpu_suite.token_gaps import Differences, add_token_rows
 from splitwiser_lab.measure.reference import Reference
+from splitwiser_lab.timeline import RequestRecord, Span, Timeline
 
 
 @pytest.fixture(scope="module")
@@ -116,8 +119,7 @@ def test_a_difference_is_held_against_what_the_dtype_tells_apart() -> None:
     theirs = Reference(build("llama").to(torch.bfloat16))
     prompt = list(range(5, 25))
     tokens = theirs.tokens(prompt, 6, ignore_eos=True)
-    logits = theirs.choices(prompt, [0])[0][0].float()
-    least = int(logits.argmin())
+    least = int(theirs.choices(prompt, tokens)[0][2].argmin())
     rows: list[dict[str, Any]] = []
     job: Any = SimpleNamespace(
         time_for=lambda what, seconds: True,
@@ -128,13 +130,40 @@ def test_a_difference_is_held_against_what_the_dtype_tells_apart() -> None:
         add=lambda **row: rows.append(row),
     )
     noted = {"chunked": Differences(), "streams": Differences()}
-    request: Any = SimpleNamespace(prompt=prompt, output=[least, *tokens[1:]], error=None)
+    wrong: Any = SimpleNamespace(prompt=prompt, output=[*tokens[:2], least, *tokens[3:]], error=None)
     same: Any = SimpleNamespace(prompt=prompt, output=tokens, error=None)
     failed: Any = SimpleNamespace(prompt=prompt, output=[], error=RuntimeError("counted elsewhere"))
-    assert noted["chunked"].compare([request, failed, same], [tokens] * 3) == 0.5
+    assert noted["chunked"].compare([wrong, failed, same], [tokens] * 3) == 0.5
     assert noted["streams"].compare([same], [tokens]) == 1.0
     add_token_rows(job, noted)
     assert (rows[0]["requests"], rows[0]["differ"], rows[0]["looked_at"]) == (2, 1, 1)
-    assert rows[0]["largest_gap"] == pytest.approx(float(logits.max() - logits.min()))
     assert rows[0]["explained"] == "0 of 1" and rows[0]["largest_gap"] > rows[0]["resolution_there"] > 0
-    assert rows[1]["explained"] == "no difference" and rows[1]["largest_gap"] is None
+    assert (rows[1]["differ"], rows[1]["explained"]) == (0, "1 of 1"), "a text like sequential's is read, too"
+    assert rows[1]["largest_gap"] <= rows[1]["resolution_there"]
+
+
+def test_every_token_of_a_text_is_read() -> None:
+    """The one that is least to be explained is told, wherever it stands; in float32 only the model's own will do."""
+    theirs = Reference(build("llama"))
+    prompt = list(range(5, 25))
+    tokens = theirs.tokens(prompt, 8, ignore_eos=True)
+    assert theirs.worst_choice(prompt, tokens).identical
+    for place in (0, 4, 7):
+        logits = theirs.choices(prompt, tokens)[0][place]
+        second = int(logits.topk(2).indices[1])
+        found = theirs.worst_choice(prompt, [*tokens[:place], second])
+        assert (found.first_difference, found.explained) == (place, False)
+        assert found.gap == pytest.approx(float(logits.max() - logits[second]), rel=1e-4)
+
+
+def test_an_idle_device_beside_work_is_the_hosts() -> None:
+    def span(lane: str, start: float, end: float) -> Span:
+        return Span(lane, "decode", start, end, 0, 1, 1, "streams")
+
+    spans = (span("decode", 0.0, 1.0), span("prefill", 0.5, 2.0), span("decode", 2.3, 3.0), span("decode", 9.0, 9.5))
+    working = RequestRecord(0, 4, 0.0, (1.0, 3.0), finished=3.0, finish_reason="length")
+    late = RequestRecord(1, 4, 8.9, (9.5,), finished=9.5, finish_reason="length")
+    assert longest_idle(Timeline(spans, (working, late))) == pytest.approx(0.3), "before 9.0 one waited for 0.1"
+    assert longest_idle(Timeline(spans, (working, replace(late, arrival=2.9)))) == pytest.approx(6.0)
+    assert longest_idle(Timeline(spans[2:], (working,))) == pytest.approx(2.3), "before the first batch, too"
+    assert longest_idle(Timeline((), (working,))) == 0.0

@@ -110,7 +110,9 @@ class TestWhole:
         rows = [r for r in whole.to_dict()["sections"]["sweep"]["tiny-llama"]["rows"] if r["part"] == "tokens"]
         assert {"sequential", "chunked", "processes"} <= {row["mode"] for row in rows}
         for row in rows:
-            assert row["requests"] >= 8 and (row["differ"], row["explained"]) == (0, "no difference")
+            count = row["looked_at"]
+            assert row["requests"] >= 8 and row["differ"] == 0
+            assert count > 0 and row["explained"] == f"{count} of {count}"
 
     def test_recordings_of_each_mode_are_written(self, whole: Suite) -> None:
         found = recordings(whole.record)
@@ -241,24 +243,31 @@ class TestVerdicts:
         values = {name: self.value(value) for name, value in names.items()}
         return {"part": "rate", "fraction": 0.7, "mode": mode, **values}
 
+    def tokens(self, mode: str, explained: str = "4 of 4") -> dict[str, Any]:
+        looked_at = int(explained.split()[-1]) if explained else 0
+        return {"part": "tokens", "mode": mode, "differ": 9, "looked_at": looked_at, "explained": explained}
+
     def test_nothing_measured_is_no_verdict(self) -> None:
         assert {verdict.word for verdict in self.judge("peers", []).values()} == {"not measured"}
 
-    def test_a_mode_with_unexplained_tokens_wins_nothing(self) -> None:
-        def tokens(mode: str, differ: int, looked_at: int, explained: str) -> dict[str, Any]:
-            return {"part": "tokens", "mode": mode, "differ": differ, "looked_at": looked_at, "explained": explained}
-
-        rates = [self.row("sequential", 1.0, itl=40), *(self.row(m, 2.0) for m in ("streams", "mps", "processes"))]
-        said = [tokens("sequential", 0, 0, "no difference"), tokens("streams", 5, 4, "4 of 4")]
-        name, good = "tokens: what differs from sequential's", "most goodput over the rates, TTFT ≤ 500 ms"
-        found = self.judge("sweep", [*rates, *said, tokens("mps", 9, 4, "3 of 4"), tokens("processes", 9, 0, "")])
+    def test_a_mode_whose_tokens_are_not_explained_wins_nothing(self) -> None:
+        others = ("streams", "mps", "processes")
+        rates = [self.row("sequential", 1.0, itl=40), *(self.row(mode, 2.0) for mode in others)]
+        said = [self.tokens("sequential"), self.tokens("streams")]
+        name, good = "tokens, read by transformers", "most goodput over the rates, TTFT ≤ 500 ms"
+        found = self.judge("sweep", [*rates, *said, self.tokens("mps", "3 of 4"), self.tokens("processes", "")])
         assert found[name].reached is False and found[name].bound == "mps, processes"
-        assert found[name].measured == "streams 4 of 4, mps 3 of 4, processes not looked at"
+        assert found[name].measured == "sequential 4 of 4, streams 4 of 4, mps 3 of 4, processes not looked at"
         assert any(figure.startswith(good) and "streams 2.00/s" in v.measured for figure, v in found.items())
-        assert not any("mps:" in v.measured or "processes:" in v.measured for v in found.values())
+        assert not any(v.measured.startswith(("mps:", "processes:")) for v in found.values())
         assert self.judge("sweep", [*rates, *said])[name].reached is True
-        found = self.judge("sweep", [*rates, said[0], *(tokens(m, 9, 0, "") for m in ("streams", "mps", "processes"))])
-        assert not any(figure.startswith(good) and v.reached for figure, v in found.items())
+
+        def winners(rows: list[dict[str, Any]]) -> list[bool | None]:
+            return [v.reached for figure, v in self.judge("sweep", rows).items() if figure.startswith(good)]
+
+        assert winners([*rates, *said]) == [True]
+        assert winners(rates) == [None], "nobody read them"
+        assert winners([*rates, self.tokens("sequential", "3 of 4"), self.tokens("streams")]) == [None]
 
     def test_the_gain_counts_only_with_a_gentle_decode(self) -> None:
         load = {"prefill_tokens": 2048, "decode_batch": 32, "context": 1024}
@@ -313,6 +322,7 @@ class TestVerdicts:
 
     def test_goodput_is_judged_against_the_better_of_both_rivals(self) -> None:
         rows = [self.row("sequential", 4), self.row("chunked", 10), self.row("auto:itl_limit_ms=30", 12)]
+        rows += [self.tokens(row["mode"]) for row in rows]
         [found] = [v for name, v in self.judge("sweep", rows).items() if name.startswith("most goodput")]
         assert found.reached is False and found.measured.startswith("1.20×: auto")
 
@@ -321,8 +331,9 @@ class TestVerdicts:
         good = self.row("auto:itl_limit_ms=30", 4, itl=9, ttft=120)
         slow = self.row("auto:itl_limit_ms=30", 4, itl=9, ttft=190)
         name = "at 70 % of sequential's capacity, against sequential"
-        assert self.judge("sweep", [alone, good])[name].reached is True
-        assert self.judge("sweep", [alone, slow])[name].reached is False
+        read = [self.tokens("sequential"), self.tokens("auto:itl_limit_ms=30")]
+        assert self.judge("sweep", [alone, good, *read])[name].reached is True
+        assert self.judge("sweep", [alone, slow, *read])[name].reached is False
 
     def test_a_peer_is_found_under_its_version(self) -> None:
         rows = [{"peer": "vLLM 0.24.0", "ours_over_theirs": self.value(1.1, 0.9, 1.05)}]

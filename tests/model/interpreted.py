@@ -103,7 +103,7 @@ def not_a_number() -> dict[str, Any]:
     kernels = TritonKernels(transformer().config, "cpu", torch.float32, PAGE, TURING)
     logits = torch.randn(4, 9000)
     logits[0, 3] = logits[1, 8999] = float("nan")
-    logits[2, 8200] = float("inf")
+    logits[1, 17] = logits[2, 8200] = float("inf")
     board = torch.zeros(5, dtype=torch.int32)
     picked = kernels.pick(logits, torch.arange(4, dtype=torch.int32), board)
     said = torch.tensor([7, -1, -2, -3, -4], dtype=torch.int32)  # a known token, then what lies on the board

@@ -32,7 +32,7 @@ def test_every_usual_batch_finds_its_shape_made() -> None:
     for rows in range(1, 257):
         room = 512 - -(-rows // MIXED_ROWS) * MIXED_ROWS  # what the scheduler leaves for prompts
         assert {padded(Shape(rows, tokens, prompts)) for tokens in range(2, room + 1) for prompts in (1, 2)} <= made
-    assert len(made) < 80, "each costs some tens of milliseconds and some memory"
+    assert len(made) < 100, "each costs some tens of milliseconds and some memory"
 
 
 def test_a_full_mixed_batch_is_padded_to_its_budget_and_no_further() -> None:

@@ -7,7 +7,7 @@ import torch
 
 from splitwiser_lab.errors import HardwareError
 from splitwiser_lab.model import products
-from splitwiser_lab.model.products import check_products
+from splitwiser_lab.model.products import ROWS, check_products
 
 
 def matrices(dtype: torch.dtype = torch.bfloat16) -> list[torch.Tensor]:
@@ -31,7 +31,7 @@ def test_one_wrong_number_of_one_product_is_seen(monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(products, "linear", linear)
     with pytest.raises(
-        HardwareError, match=r"with 98 SMs, 1 of 27 bfloat16.*e\.g\. \[100, 96\] x \[96, 64\]\).*Try 50"
+        HardwareError, match=r"with 98 SMs, 1 of 51 bfloat16.*e\.g\. \[100, 96\] x \[96, 64\]\).*Try 50"
     ):
         check_products(matrices(), "with 98 SMs", "Try 50 %.")
 
@@ -46,4 +46,4 @@ def test_products_that_no_batch_asks_for_are_not_tried(monkeypatch: pytest.Monke
     monkeypatch.setattr(products, "linear", linear)
     monkeypatch.setattr(products, "_MOST_ELEMENTS", 96 * 300)
     check_products([torch.ones(96, 8)], "here", "")
-    assert asked == [1, 8, 32, 100, 256]
+    assert asked == [count for count in ROWS if count <= 300] and len(asked) > 5

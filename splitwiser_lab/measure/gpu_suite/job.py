@@ -83,8 +83,13 @@ class Job:
             self.skip(what, f"{type(error).__name__}: {str(error).strip()[:400] or 'no message'}")
 
 
-def split_modes(engine: Engine, fractions: tuple[float, ...]) -> tuple[list[str], dict[str, str]]:
-    """Every mode of this machine as text, `partitioned` once for each split; and those that it lacks, with reasons."""
+def split_modes(
+    engine: Engine, fractions: tuple[float, ...], chunks: tuple[int, ...] = ()
+) -> tuple[list[str], dict[str, str]]:
+    """Every mode of this machine as text, and those that it lacks, with reasons.
+
+    `partitioned` once for each split, `chunked` as it comes and once for each of `chunks` (tokens of a batch).
+    """
     modes, missing = [], {}
     for support in supported_modes(engine.device):
         if not support.available:
@@ -93,6 +98,7 @@ def split_modes(engine: Engine, fractions: tuple[float, ...]) -> tuple[list[str]
             modes += [f"partitioned:decode_sms={sms}" for sms, _ in splits(engine.device, fractions)]
         else:
             modes.append(support.mode)
+            modes += [f"chunked:chunk_tokens={tokens}" for tokens in chunks if support.mode == "chunked"]
     return modes, missing
 
 

@@ -17,20 +17,22 @@ from splitwiser_lab.measure.overlap import WAITING, WARM_UP_SECONDS, Overlap, Sh
 
 def overlap_map(job: Job) -> None:
     """Each load in turn: rounds of both phases alone and then of every mode, so that drift hits all alike."""
-    modes, missing = split_modes(job.engine, job.plan.splits)
+    modes, missing = split_modes(job.engine, job.plan.splits, job.plan.chunks)
     for mode, why in missing.items():
         job.skip(mode, why)
     loads = [shape for shape in job.plan.overlaps if _fits(job, shape)]
     for number, shape in enumerate(loads):
         share = job.seconds_left / (len(loads) - number)
-        _measure(job, [mode for mode in modes if mode != "sequential"], shape, time.monotonic() + share)
+        chosen = [mode for mode in modes if mode != "sequential"]
+        _measure(job, chosen, shape, time.monotonic() + share, warm=number > 0)
 
 
-def _measure(job: Job, modes: list[str], shape: Shape, until: float) -> None:
+def _measure(job: Job, modes: list[str], shape: Shape, until: float, warm: bool) -> None:
+    """With `warm`, all lanes ran before, at another load: there is no round to warm up."""
     found: dict[str, list[Overlap]] = {mode: [] for mode in modes}
     limits: dict[str, list[float]] = {}
     going, slowest = list(modes), 0.0
-    for number in range(job.repeats + 1):  # round 0 warms up
+    for number in range(int(warm), job.repeats + 1):  # round 0 warms up
         window = job.plan.overlap_seconds if number else WARM_UP_SECONDS
         job.report(f"{job.shape}: {shape}, round {number} of {job.repeats}")
         if time.monotonic() + slowest > until:

@@ -49,6 +49,7 @@ class Plan:
     host_outputs: tuple[int, ...]
     host_processes: tuple[int, ...]
     decodes: tuple[tuple[int, int], ...] = ((32, 1024), (128, 2048))  # batch, context
+    chunks: tuple[int, ...] = ()  # of mixed batches in the gain map, beside the default
 
 
 FULL = Plan(
@@ -68,6 +69,7 @@ FULL = Plan(
     host_prompt=1024,
     host_outputs=(12, 128),
     host_processes=(1, 2, 4),
+    chunks=(256, 1024, 2048),
 )
 SMALL = Plan(
     prefill_tokens=64,

@@ -115,9 +115,9 @@ class Suite(Document):
                         job.engine_or_none, job.ceilings = engine, self._ceilings
                     _RUNS[section](job)
         finally:
+            self._write()
             if engine is not None:
                 engine.close()
-            self._write()
         return self
 
     def _todo(self) -> list[tuple[str, SectionName]]:

@@ -17,7 +17,7 @@ import numpy as np
 from splitwiser_lab.engine.result import Result
 from splitwiser_lab.measure.gpu_suite.job import Job, Row, split_modes, summary
 from splitwiser_lab.measure.gpu_suite.plan import ChatLimits
-from splitwiser_lab.measure.gpu_suite.token_gaps import Differences, add_token_rows
+from splitwiser_lab.measure.gpu_suite.token_gaps import LOADING_SECONDS, TOKENS_SECONDS, Differences, add_token_rows
 from splitwiser_lab.measure.mode_spec import ModeSpec
 from splitwiser_lab.measure.monitor import Monitor
 from splitwiser_lab.measure.record import file_name
@@ -26,6 +26,7 @@ from splitwiser_lab.measure.workload import Workload
 from splitwiser_lab.timeline import RequestRecord, Timeline
 
 _LEAST_REQUESTS = 4
+_REFERENCE = "sequential"
 _OTHER_ITL_MS = (10.0, 20.0, 50.0, 100.0)  # goodput under these too, so that nobody has to trust our choice
 _FIGURES = ("median_ttft_ms", "p99_ttft_ms", "median_itl_ms", "p99_itl_ms", "max_itl_ms")
 _RATES = ("request_throughput", "output_throughput", "completed", "failed", "duration")
@@ -45,18 +46,18 @@ def sweep(job: Job) -> None:
     capacity = _capacity(job) if job.capacity is None else job.capacity
     sweep = _Sweep(job, _modes(job), capacity)
     with Monitor(job.device) as monitor:
+        going = True
         for number in range(job.repeats):
             for fraction in job.plan.sweep_fractions:
-                if not sweep.rate(number, fraction, monitor):
-                    return
-            if number == 0:
+                going = going and sweep.rate(number, fraction, monitor)
+            if number == 0:  # before a second round, as no figure counts without them
                 add_token_rows(job, sweep.differences)
 
 
 def _modes(job: Job) -> list[str]:
     """Those that the job names, else all of this machine; the first must be sequential, which all are held against."""
     if job.modes:
-        return list(dict.fromkeys(["sequential", *job.modes]))
+        return list(dict.fromkeys([_REFERENCE, *job.modes]))
     modes, missing = split_modes(job.engine, job.plan.splits[1:2] or job.plan.splits)
     for mode, why in missing.items():
         job.skip(mode, why)
@@ -72,6 +73,7 @@ class _Sweep:
         self._warm: set[str] = set()
         self._longest = 0.0
         self.differences: dict[str, Differences] = {}
+        self._kept_for_tokens = LOADING_SECONDS + TOKENS_SECONDS * len(modes)
 
     def rate(self, number: int, fraction: float, monitor: Monitor) -> bool:
         """One round at one rate in every mode. False when the time is over."""
@@ -79,19 +81,22 @@ class _Sweep:
         count = max(_LEAST_REQUESTS, round(rate * job.plan.sweep_seconds))
         work = Workload.azure("conv", rate=rate, requests=count, seed=number).scaled(job.plan.sweep_scale)
         reference: list[list[int]] | None = None
-        for mode in list(self._going):
+        kept = 0.0 if number else self._kept_for_tokens
+        for mode in self._in_turn(number):
             what = f"{fraction:.0%} of capacity, {mode}, round {number + 1}"
-            if not job.time_for(f"{what}, and all after it", self._longest):
+            if not job.time_for(f"{what}, and all after it", self._longest + kept):
                 return False
             job.report(f"{job.shape}: {what}")
             before = len(job.left_out)
             with job.trying(f"{mode} in the sweep"):
                 result = self._serve(mode, work)
-                reference = reference or result.tokens
+                if mode == _REFERENCE:
+                    reference = result.tokens
                 cell = self._cells.setdefault((fraction, mode), _Cell(work))
                 cell.results.append(result)
-                noted = self.differences.setdefault(mode, Differences())
-                cell.identical.append(noted.compare(result.requests, reference))
+                if reference is not None:
+                    noted = self.differences.setdefault(mode, Differences())
+                    cell.identical.append(noted.compare(result.requests, reference))
                 _add_or_update(job, fraction, rate, mode, cell)
             if len(job.left_out) > before:
                 self._going.remove(mode)
@@ -100,11 +105,17 @@ class _Sweep:
                     _record(job, fraction, mode, cell, monitor)
         return True
 
+    def _in_turn(self, number: int) -> list[str]:
+        """The modes that still work: sequential first, all are held against it; each of the others begins once."""
+        first, others = self._going[:1], self._going[1:]
+        turn = number % max(len(others), 1)
+        return [*first, *others[turn:], *others[:turn]]
+
     def _serve(self, mode: str, work: Workload) -> Result:
         engine = self._job.engine
         ModeSpec.parse(mode).set(engine)
         if mode not in self._warm:
-            engine.serve(work.head(max(_LEAST_REQUESTS, len(work) // 8)))
+            engine.serve(work.head(max(_LEAST_REQUESTS, len(work) // 2)))
             self._warm.add(mode)
         result = engine.serve(work)
         self._longest = max(self._longest, 1.2 * result.timeline.duration)
@@ -141,15 +152,43 @@ def _add_or_update(job: Job, fraction: float, rate: float, mode: str, cell: _Cel
     for itl in _OTHER_ITL_MS:
         others = [goodput(timeline, ChatLimits(job.limits.ttft_ms, itl)) for timeline in timelines]
         row[f"goodput_itl_{itl:g}ms"] = summary(others)
-    row["tokens_as_sequential"] = min(cell.identical)
+    row["good_share"] = summary([good_share(timeline, job.limits) for timeline in timelines])
+    row["max_idle_ms"] = summary([1e3 * longest_idle(timeline) for timeline in timelines])
+    row["tokens_as_sequential"] = min(cell.identical, default=None)
     job.rows[:] = [r for r in job.rows if (r.get("fraction"), r.get("mode")) != (fraction, mode) or r["part"] != "rate"]
     job.add(**row)
 
 
 def goodput(timeline: Timeline, limits: ChatLimits) -> float:
-    """Completed requests per second that keep both limits; a request of one token has no gap to judge."""
-    good = sum(_keeps(request, limits) for request in timeline.requests if request.completed and request.token_times)
-    return good / timeline.duration if timeline.duration else 0.0
+    """Completed requests per second that keep both limits; a request of one token has no gap to judge.
+
+    As `vllm bench serve` has it, of the whole run: also of the time in which the last answers end. So even where
+    every request is good it stays below the rate of arrivals.
+    """
+    return _good(timeline, limits) / timeline.duration if timeline.duration else 0.0
+
+
+def good_share(timeline: Timeline, limits: ChatLimits) -> float:
+    """Those requests' part of all: 1 where every request was served well."""
+    return _good(timeline, limits) / max(len(timeline.requests), 1)
+
+
+def longest_idle(timeline: Timeline) -> float:
+    """Longest time, in seconds, in which no lane had a batch although a request was there: the host's doing.
+
+    As where a kernel is compiled or a graph captured that the warm-up did not expect. It is no part of a mechanism.
+    """
+    end, longest = 0.0, 0.0
+    for start, stop in sorted((span.start, span.end) for span in timeline.spans):
+        if start > end:
+            there = (r for r in timeline.requests if r.finished is None or r.finished >= start)
+            longest = max(longest, *(start - max(end, r.arrival) for r in there), 0.0)
+        end = max(end, stop)
+    return longest
+
+
+def _good(timeline: Timeline, limits: ChatLimits) -> int:
+    return sum(_keeps(request, limits) for request in timeline.requests if request.completed and request.token_times)
 
 
 def _keeps(request: RequestRecord, limits: ChatLimits) -> bool:
@@ -167,7 +206,7 @@ def _record(job: Job, fraction: float, mode: str, cell: _Cell, monitor: Monitor)
         cell.results[0],
         job.engine,
         cell.workload,
-        tokens_identical=cell.identical[0] == 1.0,
+        tokens_identical=bool(cell.identical) and cell.identical[0] == 1.0,
         tokens_against=against,
         monitor=monitor,
         origin=job.origin,

@@ -16,10 +16,10 @@ _TOKENS: dict[str, tuple[str, int, float]] = {
     "mode": ("mode", 0, 1),
     "requests": ("requests", 0, 1),
     "differ from sequential's": ("differ", 0, 1),
-    "looked at": ("looked_at", 0, 1),
-    "largest logit gap": ("largest_gap", 4, 1),
+    "read by transformers": ("looked_at", 0, 1),
+    "worst token: logits apart": ("largest_gap", 4, 1),
     "dtype tells apart": ("resolution_there", 4, 1),
-    "explained": ("explained", 0, 1),
+    "texts explained": ("explained", 0, 1),
 }
 _COLUMNS: dict[str, dict[str, tuple[str, int, float]]] = {  # section: heading -> (entry, digits, factor)
     "efficiency": {
@@ -64,6 +64,8 @@ _COLUMNS: dict[str, dict[str, tuple[str, int, float]]] = {  # section: heading -
         "ITL max ms": ("max_itl_ms", 0, 1),
         "output tok/s": ("output_throughput", 0, 1),
         "goodput/s": ("goodput", 2, 1),
+        "% good": ("good_share", 0, 100),
+        "idle max ms": ("max_idle_ms", 0, 1),
         "tokens as sequential": ("tokens_as_sequential", 2, 1),
     },
     "peers": {

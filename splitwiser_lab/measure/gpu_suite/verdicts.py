@@ -64,21 +64,22 @@ def _none(figure: str, shape: str, target: str) -> Verdict:
 
 
 def _tokens(shape: str, document: Row) -> Iterator[Verdict]:
-    """Whether what the modes wrote can be trusted; where not, they win nothing below, however fast they are."""
-    figure, target = "tokens: what differs from sequential's", "explained by its logit gap, wherever looked at"
+    """Whether what the modes wrote can be trusted; where not, they win nothing in the sweep, however fast they are."""
+    figure, target = "tokens, read by transformers", "each its own choice, or a near-tie in this dtype"
     rows = _rows(document, "sweep", shape, part="tokens")
     if not rows:
         yield _none(figure, shape, target)
         return
-    said = [f"{row['mode']} {row['explained'] or 'not looked at'}" for row in rows if row["differ"]]
-    wrong = _unexplained(document, shape)
-    yield Verdict(figure, shape, target, ", ".join(said) or "no difference", not wrong, ", ".join(sorted(wrong)))
+    said = ", ".join(f"{row['mode']} {row['explained'] or 'not looked at'}" for row in rows)
+    wrong = [row["mode"] for row in rows if not _all_explained(row)]
+    yield Verdict(figure, shape, target, said, not wrong, ", ".join(sorted(wrong)))
 
 
-def _unexplained(document: Row, shape: str) -> set[str]:
-    """Modes of the sweep with a difference that half precision does not explain, or that nobody looked at."""
+def _trusted(document: Row, shape: str) -> set[str]:
+    """Modes of the sweep whose texts were read, each token of them explained. Without sequential, none."""
     rows = _rows(document, "sweep", shape, part="tokens")
-    return {row["mode"] for row in rows if row["differ"] and not _all_explained(row)}
+    modes = {row["mode"] for row in rows if _all_explained(row)}
+    return modes if "sequential" in modes else set()
 
 
 def _all_explained(row: Row) -> bool:
@@ -86,9 +87,9 @@ def _all_explained(row: Row) -> bool:
 
 
 def _rates(document: Row, shape: str, **wanted: Any) -> list[Row]:
-    """Rows of the sweep, without modes whose tokens are not explained."""
-    wrong = _unexplained(document, shape)
-    return [row for row in _rows(document, "sweep", shape, part="rate", **wanted) if row["mode"] not in wrong]
+    """Rows of the sweep of modes whose tokens can be trusted."""
+    trusted = _trusted(document, shape)
+    return [row for row in _rows(document, "sweep", shape, part="rate", **wanted) if row["mode"] in trusted]
 
 
 def _prefill(shape: str, document: Row) -> Iterator[Verdict]:
@@ -181,12 +182,18 @@ def _goodput(shape: str, document: Row) -> Iterator[Verdict]:
     mode, rival = max(split, key=lambda m: split[m]), max(turns, key=lambda m: turns[m])
     ratio = split[mode] / turns[rival]
     measured = f"{ratio:.2f}×: {mode} {split[mode]:.2f}/s, {rival} {turns[rival]:.2f}/s"
-    yield Verdict(figure, shape, target, measured, ratio >= 1.3)
+    yield Verdict(figure, shape, target, measured, ratio >= 1.3, _host(document, shape, (mode, rival)))
+
+
+def _host(document: Row, shape: str, modes: tuple[str, str]) -> str:
+    """How long the device had to wait for the host beside work in these modes: no mechanism, and part of its gaps."""
+    idle = _by_mode(document, shape, lambda row: float((row.get("max_idle_ms") or {"high": 0.0})["high"]))
+    return "idle beside work, at most: " + ", ".join(f"{mode} {idle[mode]:.0f} ms" for mode in modes)
 
 
 def _at_seventy(shape: str, document: Row) -> Iterator[Verdict]:
     figure = "at 70 % of sequential's capacity, against sequential"
-    target = "ITL p99 ≤ 0.5×, throughput ≥ 1.0×, TTFT p50 ≤ 1.4×"
+    target = "ITL p99 ≤ 0.5×, throughput ≥ 0.99×, TTFT p50 ≤ 1.4×"
     rows = _rates(document, shape, fraction=0.7)
     alone = [row for row in rows if row["mode"] == "sequential"]
     others = [row for row in rows if not row["mode"].startswith(_TURNS)]
