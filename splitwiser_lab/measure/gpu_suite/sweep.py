@@ -73,7 +73,8 @@ class _Sweep:
         self._warm: set[str] = set()
         self._longest = 0.0
         self.differences: dict[str, Differences] = {}
-        self._kept_for_tokens = LOADING_SECONDS + TOKENS_SECONDS * len(modes)
+        # A quarter of what is left at most: with less time there are fewer texts to read.
+        self._kept_for_tokens = min(LOADING_SECONDS + TOKENS_SECONDS * len(modes), job.seconds_left / 4)
 
     def rate(self, number: int, fraction: float, monitor: Monitor) -> bool:
         """One round at one rate in every mode. False when the time is over."""

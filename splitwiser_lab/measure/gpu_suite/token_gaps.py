@@ -16,8 +16,8 @@ from splitwiser_lab.measure.reference import Reference, TokenCheck
 
 _LOOKED_AT = 8  # differences of a mode: each costs two forward passes, one of them in float32
 _OF_A_RUN = 4  # of these at most from one run, so that they come from several rates
-TOKENS_SECONDS = 4.0  # kept for each mode
-LOADING_SECONDS = 20.0  # to load the reference
+TOKENS_SECONDS = 3.0  # kept for each mode
+LOADING_SECONDS = 10.0  # to load the reference
 
 
 @dataclass
