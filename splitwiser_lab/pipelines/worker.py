@@ -119,11 +119,14 @@ def check_part(model: PreTrainedModel, share: int | None, device: torch.device) 
 
     All of them (100), or the GPU without MPS (None), are taken to be right.
     """
+    import torch
+
     from splitwiser_lab.model.products import ANOTHER_PART, check_products, part_under_mps
     from splitwiser_lab.pipelines.multiplied import multiplied
 
     if share is not None and share != 100:
         check_products(multiplied(model), part_under_mps(share, device), ANOTHER_PART)
+        torch.cuda.empty_cache()  # what this process holds is measured
 
 
 if __name__ == "__main__":
