@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from statistics import median
@@ -27,7 +28,13 @@ class HandOff:
 
 @dataclass(frozen=True)
 class SteadyState:
-    """The window in which every process had work, and the rates in it; seconds since the start of the run."""
+    """The window in which every process had work, and the rates in it; seconds since the start of the run.
+
+    A request counts by its slower phase: `request_throughput` is the lower of first tokens per second and of decoded
+    tokens per second over those that a request has on average, and `output_throughput` is that times the tokens of a
+    request. So prompts that were prefilled ahead, and wait at the end of the window for decode, are not output, and
+    what decode takes from a store that was filled before the window does not make up for prefill.
+    """
 
     start: float
     end: float
@@ -51,16 +58,20 @@ class PipelineResult(Result):
 
     @property
     def steady(self) -> SteadyState | None:
-        """None when some process never worked at the same time as the others: too few batches."""
+        """None when fewer than two batches went through both phases while every process had work."""
         spans = self.timeline.spans
         lanes = [[span for span in spans if span.lane == lane] for lane in self.timeline.lanes]
         start = max(min(span.start for span in lane) for lane in lanes)
         end = min(max(span.end for span in lane) for lane in lanes)
-        if end <= start:
+        begun = [request.token_times for request in self.timeline.requests if request.token_times]
+        first = sum(start < times[0] <= end for times in begun)
+        decoded = sum(start < t <= end for times in begun for t in times[1:])
+        each = sum(len(times) - 1 for times in begun) / len(begun)  # tokens that decode writes for a request
+        both = min(first, decoded / each) if each else first
+        batch = max(Counter(times[0] for times in begun).values())  # prompts that were prefilled together
+        if end <= start or both < 2 * batch:
             return None
-        tokens = sum(start < t <= end for request in self.timeline.requests for t in request.token_times)
-        finished = sum(r.finished is not None and start < r.finished <= end for r in self.timeline.requests)
-        return SteadyState(start, end, tokens / (end - start), finished / (end - start))
+        return SteadyState(start, end, both * (1 + each) / (end - start), both / (end - start))
 
     def figures(self) -> dict[str, float | None]:
         """All figures of the run, flat, ready for JSON: metrics under the names of `vllm bench serve`, then our own."""

@@ -143,7 +143,9 @@ def test_the_timeline_adds_up(placed: HuggingFacePipeline) -> None:
     figures = result.figures()
     assert figures["output_throughput"] == metrics.output_throughput
     steady = result.steady
-    assert steady is not None and 0 <= steady.start < steady.end <= result.timeline.duration
+    assert steady is not None or placed.placement.processes > 1, "so short a run may have no window of two batches"
+    if steady is not None:
+        assert 0 <= steady.start < steady.end <= result.timeline.duration
 
 
 def test_split_hands_over_and_overlaps(pipeline: HuggingFacePipeline) -> None:
