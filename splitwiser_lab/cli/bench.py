@@ -56,7 +56,7 @@ def bench(
     console.print(found.table())
     console.print(found.breakdown_table())
     for peer, agreement in found.tokens.items():
-        console.print(f"tokens of {peer}: {agreement} to ours", highlight=False)
+        console.print(f"tokens of {peer}: {agreement} to ours; it ran: {found.settings[peer]}", highlight=False)
     if json_file:
         found.to_json(json_file)
     show(found.comparison, None)

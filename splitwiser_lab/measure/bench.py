@@ -76,6 +76,7 @@ class Bench(Document):
     comparison: Comparison
     missing: dict[str, str]
     tokens: dict[str, str]
+    settings: dict[str, str]  # how each peer runs
     breakdowns: list[Breakdown]
     origin: dict[str, Any]
 
@@ -87,6 +88,7 @@ class Bench(Document):
             "figures": [figure.to_dict() for figure in self.figures],
             "missing": self.missing,
             "peer_tokens": self.tokens,
+            "peer_settings": self.settings,
             "breakdowns": [breakdown.to_dict() for breakdown in self.breakdowns],
             **self.origin,
         }
@@ -140,6 +142,7 @@ def bench(
         peers, missing = find_peers(engine, reference, vllm_python)
         try:
             report(f"peers: {', '.join(peer.name for peer in peers)}")
+            settings = {peer.name: peer.settings for peer in peers}
             decode, agree = _rates(peers, _DECODE, repeats, report, engine)
             prefill, _ = _rates(peers, _PREFILL, repeats, report, engine)
             loads = (_PREFILL, _DECODE) if engine.device == "cpu" else ()  # on a GPU an operator only starts a kernel
@@ -174,7 +177,7 @@ def bench(
         comparison = compare(engine, workload, repeats=rounds, overlap=False, reference=reference, report=report)
         for run in comparison.runs:
             run.overlaps.extend(overlaps[run.mode])
-        return Bench(figures, comparison, missing, agree, parts, provenance(engine.device))
+        return Bench(figures, comparison, missing, agree, settings, parts, provenance(engine.device))
 
 
 def _rates(

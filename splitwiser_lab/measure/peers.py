@@ -8,26 +8,21 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
-import json
-import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import Any, Protocol
 
 from splitwiser_lab.engine.engine import Engine
 from splitwiser_lab.measure.op_times import OpTimes, op_times
-from splitwiser_lab.model.shapes import shape_config
-
-_VLLM_SHARE = 0.85  # of the GPU memory that our engine and the reference leave free
-_WORKER = Path(__file__).with_name("vllm_worker.py")
+from splitwiser_lab.measure.vllm_peer import vllm_over
 
 
 class Peer(Protocol):
     """Somebody who can do the work."""
 
     name: str
+    settings: str  # how it runs, and where that is not its default: for the figures' reader
 
     def run(self, prompts: list[list[int]], new_tokens: int) -> tuple[float, list[list[int]]]:
         """Seconds taken, and the new tokens of each prompt."""
@@ -50,6 +45,7 @@ class OursPeer:
     def __init__(self, engine: Engine) -> None:
         """`engine` stays the caller's to close."""
         self._engine = engine
+        self.settings = f"mode {engine.mode}"
 
     def run(self, prompts: list[list[int]], new_tokens: int) -> tuple[float, list[list[int]]]:
         """One call of `generate`."""
@@ -80,6 +76,7 @@ class GeneratePeer(_TransformersPeer):
     """transformers' `generate`, all prompts in one batch."""
 
     name = "HF generate"
+    settings = "all prompts in one batch"
 
     def run(self, prompts: list[list[int]], new_tokens: int) -> tuple[float, list[list[int]]]:
         """One call of `generate`, greedy, until every row has `new_tokens`."""
@@ -106,104 +103,80 @@ class GeneratePeer(_TransformersPeer):
 
 
 class GenerateBatchPeer(_TransformersPeer):
-    """transformers' `generate_batch`: its continuous batching over pages."""
+    """transformers' continuous batching over pages, as `generate_batch` sets it up.
+
+    Its manager, cache and CUDA graphs are made by a `generate_batch` outside of the timer, before the first call and
+    before one that needs a larger cache, and stay for the calls after it: other engines are started beforehand, too.
+    """
 
     name = "HF generate_batch"
+    settings = "manager, cache and graphs kept between calls; pages of 32 tokens, none shared by prompts"
+
+    def __init__(self, model: Any) -> None:
+        """`model` is an AutoModelForCausalLM in eval mode. It holds the manager until `close`."""
+        super().__init__(model)
+        self._room = (0, 0)  # prompts, and tokens of each, that the manager was made for
 
     def run(self, prompts: list[list[int]], new_tokens: int) -> tuple[float, list[list[int]]]:
-        """One call of `generate_batch`; its cache is sized for these prompts, as a user would."""
-        from transformers import ContinuousBatchingConfig, GenerationConfig
-
-        page = 32
-        known = inspect.signature(ContinuousBatchingConfig).parameters
-        size_of_page = "page_size" if "page_size" in known else "block_size"  # its name before transformers 5.18
-        blocks = len(prompts) * -(-(len(prompts[0]) + new_tokens) // page) + 8
-        config = GenerationConfig(max_new_tokens=new_tokens, do_sample=False, eos_token_id=-1, pad_token_id=0)
-        budget = 512 if self._model.device.type == "cpu" else 8192  # as our own prefill batches there
-        sizes: dict[str, Any] = {"num_blocks": blocks, "max_batch_tokens": budget, size_of_page: page}
-        batching = ContinuousBatchingConfig(**sizes)
-        start = time.perf_counter()
-        out = self._model.generate_batch(
-            prompts, generation_config=config, continuous_batching_config=batching, progress_bar=False
-        )
-        tokens = [[int(token) for token in output.generated_tokens] for output in out.values()]
-        return time.perf_counter() - start, tokens
+        """All prompts to the waiting manager, until its last answer. Raises RuntimeError when it fails."""
+        self._make_room(prompts, new_tokens)
+        with self._model.continuous_batching_context_manager(persistent_manager=True) as manager:
+            start = time.perf_counter()
+            names = manager.add_requests(prompts, max_new_tokens=new_tokens)
+            found: dict[str, list[int]] = {}
+            while len(found) < len(prompts):
+                output = manager.get_result(timeout=1)
+                if output is None:
+                    if not manager.is_running():
+                        raise RuntimeError("the generation thread of generate_batch ended before all was written")
+                elif output.error is not None:
+                    raise RuntimeError(f"generate_batch: {output.error}")
+                elif output.is_finished():
+                    found[output.request_id] = [int(token) for token in output.generated_tokens]
+            return time.perf_counter() - start, [found[name] for name in names]
 
     def profile(self, prompts: list[list[int]], new_tokens: int) -> tuple[float, OpTimes]:
         """It computes in a thread of its own, which the profiler does not see."""
         return self.run(prompts, new_tokens)[0], []
 
-
-class VllmPeer:
-    """vLLM in a process of its own, with its own Python: it wants other versions than this package."""
-
-    name = "vLLM"
-
-    def __init__(
-        self, python: str, folder: Path, dtype: str, device: str, max_tokens: int, random_weights: bool = False
-    ) -> None:
-        """Start an engine over the model in `folder`, which needs only a config.json for `random_weights`.
-
-        On a GPU it takes most of the memory that is free now. Raises RuntimeError with vLLM's own words.
-        """
-        settings: dict[str, Any] = {"model": str(folder), "dtype": dtype, "cpu": device == "cpu"}
-        settings |= {"max_model_len": max_tokens, "random_weights": random_weights, "memory_share": None}
-        if device != "cpu":
-            import torch
-
-            free, total = torch.cuda.mem_get_info(device)
-            settings["memory_share"] = round(_VLLM_SHARE * free / total, 3)
-        self._process = subprocess.Popen(
-            [python, str(_WORKER), json.dumps(settings)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        self.name = f"vLLM {self._ask(None)['version']}"
-
-    def run(self, prompts: list[list[int]], new_tokens: int) -> tuple[float, list[list[int]]]:
-        """One call of vLLM's `LLM.generate`; the timer runs there, without the pipe."""
-        answer = self._ask({"prompts": prompts, "new_tokens": new_tokens})
-        return answer["seconds"], answer["tokens"]
-
-    def profile(self, prompts: list[list[int]], new_tokens: int) -> tuple[float, OpTimes]:
-        """Its own operators, in its own process."""
-        answer = self._ask({"prompts": prompts, "new_tokens": new_tokens, "profile": True})
-        return answer["seconds"], [(name, seconds) for name, seconds in answer["ops"]]
-
     def close(self) -> None:
-        """End the process."""
-        for stream in (self._process.stdin, self._process.stdout, self._process.stderr):
-            if stream:
-                stream.close()
-        try:
-            self._process.wait(20)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+        """End the manager and give back its cache."""
+        self._model.destroy_cached_continuous_batching_manager()
+        self._room = (0, 0)
 
-    def _ask(self, question: dict[str, Any] | None) -> dict[str, Any]:
-        if question is not None:
-            _open(self._process.stdin).write(json.dumps(question) + "\n")
-            _open(self._process.stdin).flush()
-        for line in _open(self._process.stdout):
-            if line.startswith("{"):  # vLLM also logs there
-                answer: dict[str, Any] = json.loads(line)
-                return answer
-        said = [line for line in _open(self._process.stderr).read().splitlines() if line.strip()]
-        raise RuntimeError(f"vLLM ended: {said[-1] if said else 'it said nothing'}")
+    def _make_room(self, prompts: list[list[int]], new_tokens: int) -> None:
+        """A manager for these requests, as large as a user's `generate_batch` of them, unless there is one."""
+        from transformers import ContinuousBatchingConfig, GenerationConfig
+
+        count, tokens = len(prompts), len(prompts[0]) + new_tokens
+        if count <= self._room[0] and tokens <= self._room[1]:
+            return
+        self.close()
+        page = 32
+        known = inspect.signature(ContinuousBatchingConfig).parameters
+        size_of_page = "page_size" if "page_size" in known else "block_size"  # its name before transformers 5.18
+        sizes: dict[str, Any] = {
+            size_of_page: page,
+            "num_blocks": count * -(-tokens // page) + 8,
+            "max_batch_tokens": 512 if self._model.device.type == "cpu" else 8192,  # as our own prefill batches there
+            "allow_block_sharing": False,  # else a later round would find the prompts of an earlier one
+        }
+        self._model.generate_batch(
+            prompts,
+            generation_config=GenerationConfig(
+                max_new_tokens=new_tokens, do_sample=False, eos_token_id=-1, pad_token_id=0
+            ),
+            continuous_batching_config=ContinuousBatchingConfig(**sizes),
+            progress_bar=False,
+            persistent_manager=True,
+        )
+        self._room = (count, tokens)
 
 
 def _profiled(peer: Peer, prompts: list[list[int]], new_tokens: int) -> tuple[float, OpTimes]:
     seconds: list[float] = []
     times = op_times(lambda: seconds.append(peer.run(prompts, new_tokens)[0]))
     return seconds[0], times
-
-
-def _open(stream: IO[str] | None) -> IO[str]:
-    assert stream is not None
-    return stream
 
 
 def find_vllm(python: str | None = None) -> str | None:
@@ -234,17 +207,7 @@ def find_peers(engine: Engine, model: Any, vllm_python: str | None = None) -> tu
         missing["vLLM"] = "it needs the model in a folder, and this one was given as an object"
     else:
         try:
-            peers.append(_vllm(engine, python))
+            peers.append(vllm_over(engine, python))
         except (RuntimeError, OSError) as error:
             missing["vLLM"] = str(error)
     return peers, missing
-
-
-def _vllm(engine: Engine, python: str) -> VllmPeer:
-    """vLLM over the engine's model; over the same shape with weights of its own where ours are random."""
-    dtype, most = str(engine.dtype).removeprefix("torch."), min(2048, engine.config.context)
-    if engine.model.folder is not None:
-        return VllmPeer(python, engine.model.folder, dtype, engine.device, most)
-    with tempfile.TemporaryDirectory(prefix="splitwiser-shape-") as folder:
-        shape_config(engine.model.name).save_pretrained(folder)
-        return VllmPeer(python, Path(folder), dtype, engine.device, most, random_weights=True)

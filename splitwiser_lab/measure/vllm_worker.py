@@ -18,9 +18,9 @@ from typing import Any  # noqa: E402
 
 def main(settings: dict[str, Any]) -> None:
     """Serve until standard input ends."""
-    os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-    if settings["cpu"]:
+    if settings["cpu"]:  # else the engine has a process of its own, beside this front end
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
     else:
         os.environ.setdefault("VLLM_USE_FLASHINFER_SAMPLER", "0")
@@ -35,8 +35,7 @@ def main(settings: dict[str, Any]) -> None:
         model=settings["model"],
         dtype=settings["dtype"],
         max_model_len=settings["max_model_len"],
-        enforce_eager=settings["cpu"],
-        max_num_seqs=64 if settings["cpu"] else 256,
+        enforce_eager=settings["eager"],
         enable_prefix_caching=False,
         **more,
     )

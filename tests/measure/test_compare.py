@@ -220,6 +220,32 @@ class TestPeers:
         assert written[0][1] == written[1][1] == written[2][1]
         assert [len(tokens) for tokens in written[0][1]] == [6, 6, 6]
 
+    def test_generate_batch_keeps_its_manager_and_finds_no_prompt_of_an_earlier_round(
+        self, engine: Engine, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        model, prompts = build("llama"), prompts_of(64, 64, 64)
+        made: list[int] = []
+        generate_batch = model.generate_batch
+        monkeypatch.setattr(
+            model, "generate_batch", lambda *a, **more: made.append(len(a[0])) or generate_batch(*a, **more)
+        )
+        peer = GenerateBatchPeer(model)
+        wanted = [OursPeer(engine).run(prompts, new)[1] for new in (2, 6)]
+        assert peer.run(prompts, 2)[1] == wanted[0] and peer.run(prompts, 2)[1] == wanted[0]
+        assert made == [3], "a second call like the first makes nothing"
+        assert peer.run(prompts, 6)[1] == wanted[1] and made == [3, 3], "longer requests need a larger cache"
+        manager = model._cached_continuous_batching_manager
+        assert peer.run(prompts[:2], 2)[1] == wanted[0][:2] and len(made) == 2
+        assert (
+            model._cached_continuous_batching_manager is manager
+            and not manager.batch_processor.cache.use_prefix_sharing
+        )
+        assert not manager.is_running(), "between calls the model is free for others"
+        peer.close()
+        assert not hasattr(model, "_cached_continuous_batching_manager")
+        assert peer.run(prompts, 2)[1] == wanted[0], "asking again works"
+        peer.close()
+
 
 class TestBench:
     def test_ratios_are_taken_round_by_round(self) -> None:

@@ -16,7 +16,7 @@ from typing import IO, Any
 
 import torch
 
-from splitwiser_lab.measure.gpu_suite.job import Job, summary
+from splitwiser_lab.measure.gpu_suite.job import Job, over, summary
 
 _START_SECONDS = 120.0
 
@@ -91,7 +91,7 @@ def host_bound(job: Job) -> None:
 
 def _by_turns(job: Job, kinds: dict[str, list[EagerProcess]], new_tokens: int) -> None:
     cases = [(kind, count) for kind in kinds for count in job.plan.host_processes if kind == "plain" or count > 1]
-    samples: dict[tuple[str, int], list[float]] = {case: [] for case in cases}
+    samples: dict[tuple[str, int], dict[int, float]] = {case: {} for case in cases}  # by round
     longest = 0.0
     for number in range(job.repeats + 1):  # round 0 warms up
         for kind, count in cases:
@@ -108,18 +108,18 @@ def _by_turns(job: Job, kinds: dict[str, list[EagerProcess]], new_tokens: int) -
                 seconds = time.perf_counter() - begun
                 longest = max(longest, 1.2 * seconds)
                 if number:
-                    samples[kind, count].append(count * job.plan.host_batch * new_tokens / seconds)
-    alone = samples.get(("plain", 1), [])
+                    samples[kind, count][number] = count * job.plan.host_batch * new_tokens / seconds
+    alone = samples.get(("plain", 1), {})
     for (kind, count), rates in samples.items():
         if rates:
-            ratios = [rate / one for rate, one in zip(rates, alone, strict=False)]
+            ratios = over(rates, alone)
             job.add(
                 processes=count,
                 sharing=kind,
                 batch=job.plan.host_batch,
                 prompt=job.plan.host_prompt,
                 output=new_tokens,
-                output_tok_s=summary(rates),
+                output_tok_s=summary(list(rates.values())),
                 over_one_process=summary(ratios) if ratios else None,
             )
 

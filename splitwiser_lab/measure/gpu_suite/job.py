@@ -105,3 +105,8 @@ def split_modes(
 def summary(values: list[float]) -> Row:
     """Median, lowest, highest and all samples of one figure."""
     return {"median": median(values), "low": min(values), "high": max(values), "samples": values}
+
+
+def over(ours: dict[int, float], theirs: dict[int, float]) -> list[float]:
+    """Ratios of what was measured in the same round; a round that one of both lacks has none."""
+    return [rate / theirs[number] for number, rate in ours.items() if number in theirs]

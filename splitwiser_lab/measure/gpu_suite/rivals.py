@@ -5,8 +5,10 @@ from __future__ import annotations
 import random
 import time
 
-from splitwiser_lab.measure.gpu_suite.job import Job, summary
+from splitwiser_lab.measure.gpu_suite.job import Job, over, summary
 from splitwiser_lab.measure.peers import OursPeer, Peer, find_peers
+
+_WARM_UP_TOKENS = 8
 
 
 def rivals(job: Job) -> None:
@@ -27,38 +29,40 @@ def rivals(job: Job) -> None:
 
 
 def _by_turns(job: Job, peers: list[Peer], prompts: list[list[int]]) -> None:
-    samples: dict[str, list[float]] = {peer.name: [] for peer in peers}
+    samples: dict[str, dict[int, float]] = {peer.name: {} for peer in peers}  # by round
     written: dict[str, list[list[int]]] = {}
     lasted: dict[str, float] = {}
     going = list(peers)
-    done = len(prompts) * job.plan.peer_output
-    for number in range(job.repeats + 1):  # round 0 warms up, with an eighth of the requests
-        asked = prompts if number else prompts[: max(1, len(prompts) // 8)]
+    output = job.plan.peer_output
+    for number in range(job.repeats + 1):  # round 0 warms up, at full size: kernels and memory depend on it
+        new_tokens = output if number else min(_WARM_UP_TOKENS, output)
         for peer in list(going):
             what = f"{peer.name}, round {number}"
             if not job.time_for(what, 1.2 * lasted.get(peer.name, 0.0)):
                 continue
-            job.report(f"{job.shape}: {len(asked)} requests {len(prompts[0])}→{job.plan.peer_output}: {what}")
+            job.report(f"{job.shape}: {len(prompts)} requests {len(prompts[0])}→{new_tokens}: {what}")
             begun, before = time.monotonic(), len(job.left_out)
             with job.trying(peer.name):
-                seconds, tokens = peer.run(asked, job.plan.peer_output)
+                seconds, tokens = peer.run(prompts, new_tokens)
                 if number:
-                    samples[peer.name].append(done / seconds)
+                    samples[peer.name][number] = len(prompts) * output / seconds
                     written[peer.name] = tokens
             if len(job.left_out) > before:
                 going.remove(peer)
             lasted[peer.name] = (time.monotonic() - begun) * (1 if number else 4)
     ours = samples[OursPeer.name]
-    for name, rates in samples.items():
+    for peer in peers:
+        rates = samples[peer.name]
         if rates:
-            paired = [a / b for a, b in zip(ours, rates, strict=False)]
-            equal = sum(map(list.__eq__, written[name], written.get(OursPeer.name, [])))
+            ratios = over(ours, rates)
+            equal = sum(map(list.__eq__, written[peer.name], written.get(OursPeer.name, [])))
             job.add(
-                peer=name,
+                peer=peer.name,
+                settings=peer.settings,
                 requests=len(prompts),
                 prompt=len(prompts[0]),
-                output=job.plan.peer_output,
-                output_tok_s=summary(rates),
-                ours_over_theirs=summary(paired) if paired else None,
+                output=output,
+                output_tok_s=summary(list(rates.values())),
+                ours_over_theirs=summary(ratios) if ratios else None,
                 tokens_as_ours=f"{equal} of {len(prompts)}",
             )

@@ -73,6 +73,7 @@ _COLUMNS: dict[str, dict[str, tuple[str, int, float]]] = {  # section: heading -
         "output tok/s": ("output_tok_s", 0, 1),
         "ours / theirs": ("ours_over_theirs", 2, 1),
         "tokens as ours": ("tokens_as_ours", 0, 1),
+        "how": ("settings", 0, 1),
     },
     "hostbound": {
         "processes": ("processes", 0, 1),
