@@ -33,6 +33,7 @@ def bench(
     capacity: Annotated[
         float | None, typer.Option(help="gpu: requests/s of the sweep's 100 %, as an earlier call measured it.")
     ] = None,
+    loads: Annotated[int, typer.Option(help="gpu: how many loads of the gain map, from the first; 0: all.")] = 0,
     join: Annotated[str, typer.Option(help="gpu: JSON files of earlier calls, comma-separated, to put together.")] = "",
 ) -> None:
     """Measure our phases beside transformers' and vLLM's, the overheads, the overlap gain, and every mode."""
@@ -43,7 +44,7 @@ def bench(
         from splitwiser_lab.measure.gpu_suite.plan import ChatLimits
 
         chosen = {"device": device, "dtype": dtype, "repeats": repeats, "seconds": seconds, "vllm": vllm}
-        chosen |= {"modes": _words(modes), "rates": _numbers(rates), "capacity": capacity}
+        chosen |= {"modes": _words(modes), "rates": _numbers(rates), "capacity": capacity, "loads": loads}
         limits = ChatLimits(ttft_ms, itl_ms)
         _gpu_suite(_words(shapes), _words(sections), path=json_file, record=record, limits=limits, **chosen)
         return

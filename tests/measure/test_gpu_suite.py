@@ -23,6 +23,7 @@ from splitwiser_lab.measure.gpu_suite.suite import Suite
 from splitwiser_lab.measure.gpu_suite.sweep import goodput
 from splitwiser_lab.measure.gpu_suite.tables import tables
 from splitwiser_lab.measure.gpu_suite.verdicts import verdicts
+from splitwiser_lab.measure.overlap import Shape
 from splitwiser_lab.measure.recording import recordings
 from splitwiser_lab.timeline import RequestRecord, Span, Timeline
 
@@ -202,6 +203,20 @@ def test_profiling_comes_after_all_that_is_timed_in_this_process() -> None:
     assert [section for _, section in suite._todo()[6:]] == ["hostbound"]
 
 
+@pytest.mark.parametrize(("loads", "measured"), [(0, 2), (1, 1), (9, 2)])
+def test_only_the_loads_that_were_asked_for(
+    model: str, monkeypatch: pytest.MonkeyPatch, loads: int, measured: int
+) -> None:
+    """The others are said to be left out; after the first load no round is spent on warming up."""
+    seen: list[tuple[Any, bool]] = []
+    monkeypatch.setattr(overlap_module, "_measure", lambda job, modes, shape, until, warm: seen.append((shape, warm)))
+    plan = replace(PLAN, overlaps=(*PLAN.overlaps, Shape(32, 1, 16)))
+    found = Suite([model], ("overlap",), device="cpu", repeats=1, plan=plan, loads=loads).run().to_dict()
+    assert seen == [(shape, number > 0) for number, shape in enumerate(plan.overlaps[:measured])]
+    left_out = [item["what"] for item in found["sections"]["overlap"]["tiny-llama"]["left_out"]]
+    assert [str(shape) in left_out for shape in plan.overlaps] == [number >= measured for number in range(2)]
+
+
 def test_it_ends_in_its_time_and_says_what_it_had_no_time_for(model: str) -> None:
     begun = time.monotonic()
     found = Suite([model], ("overlap", "sweep"), device="cpu", repeats=500, seconds=6, plan=PLAN).run().to_dict()
@@ -211,7 +226,9 @@ def test_it_ends_in_its_time_and_says_what_it_had_no_time_for(model: str) -> Non
     assert found["sections"]["sweep"]["tiny-llama"]["rows"], "what was measured until then is kept"
 
 
-@pytest.mark.parametrize("settings", [{"sections": ("speed",)}, {"repeats": 0}, {"seconds": 0}, {"shapes": ()}])
+@pytest.mark.parametrize(
+    "settings", [{"sections": ("speed",)}, {"repeats": 0}, {"seconds": 0}, {"shapes": ()}, {"loads": -1}]
+)
 def test_nonsense_is_refused_before_anything_runs(settings: dict[str, Any]) -> None:
     with pytest.raises(sl.WorkloadError):
         Suite(device="cpu", **settings)

@@ -37,6 +37,7 @@ class Job:
     record: Path | None = None
     modes: Sequence[str] = ()  # of the sweep; empty: all that run here
     capacity: float | None = None  # requests/s of the sweep's 100 %; None: measured
+    loads: int = 0  # of the gain map, from the first; 0: all
     origin: dict[str, Any] = field(default_factory=dict)
     ceilings: Any = None
     engine_or_none: Engine | None = None

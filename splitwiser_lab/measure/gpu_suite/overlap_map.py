@@ -21,8 +21,11 @@ def overlap_map(job: Job) -> None:
     for mode, why in missing.items():
         job.skip(mode, why)
     loads = [shape for shape in job.plan.overlaps if _fits(job, shape)]
-    for number, shape in enumerate(loads):
-        share = job.seconds_left / (len(loads) - number)
+    asked = loads[: job.loads or None]
+    for shape in loads[len(asked) :]:
+        job.skip(str(shape), f"only the first {job.loads} of the loads were asked for")
+    for number, shape in enumerate(asked):
+        share = job.seconds_left / (len(asked) - number)
         chosen = [mode for mode in modes if mode != "sequential"]
         _measure(job, chosen, shape, time.monotonic() + share, warm=number > 0)
 

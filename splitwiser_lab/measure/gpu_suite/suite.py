@@ -56,6 +56,7 @@ class Suite(Document):
 
     Of the sweep: `modes` (empty: all), `rates` as parts of the capacity (empty: the plan's), and `capacity` in
     requests/s (None: measured), so that several calls can measure parts of one sweep, which `join` puts together.
+    Of the gain map: the first so many `loads` (0: all).
     """
 
     shapes: Sequence[str] = DEFAULT_SHAPES
@@ -72,6 +73,7 @@ class Suite(Document):
     modes: Sequence[str] = ()
     rates: Sequence[float] = ()
     capacity: float | None = None
+    loads: int = 0
     report: Callable[[str], None] = lambda _: None
 
     def __post_init__(self) -> None:
@@ -80,8 +82,11 @@ class Suite(Document):
             raise WorkloadError(
                 f"unknown sections {unknown}: choose some of {', '.join(SECTIONS)}, and a shape or more."
             )
-        if self.repeats < 1 or self.seconds <= 0:
-            raise WorkloadError(f"repeats={self.repeats}, seconds={self.seconds}: give 1 repeat and some seconds.")
+        if self.repeats < 1 or self.seconds <= 0 or self.loads < 0:
+            raise WorkloadError(
+                f"repeats={self.repeats}, seconds={self.seconds}, loads={self.loads}: give 1 repeat and some seconds, "
+                "and no less than 0 loads."
+            )
         self._device = choose_device(self.device).value
         self._dtype = choose_dtype(self._device, self.dtype).value
         self._plan = self.plan or (SMALL if self._device == "cpu" else FULL)
@@ -174,6 +179,7 @@ class Suite(Document):
             record=self.record,
             modes=self.modes,
             capacity=self.capacity,
+            loads=self.loads,
             origin=self._origin,
         )
         self._found.setdefault(section, {})[job.shape] = {"rows": job.rows, "left_out": job.left_out}
