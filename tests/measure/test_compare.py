@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import pickle
 import time
 from typing import Any
 
@@ -216,6 +217,9 @@ class TestPeers:
         prompts = prompts_of(16, 16, 16)
         peers = [OursPeer(engine), GeneratePeer(tiny("llama")), GenerateBatchPeer(tiny("llama"))]
         written = [peer.run(prompts, 6) for peer in peers]
+        for peer in peers:
+            peer.close()
+        assert pickle.dumps(tiny("llama")), "nothing is left on the model that other processes could not take"
         assert all(seconds > 0 for seconds, _ in written)
         assert written[0][1] == written[1][1] == written[2][1]
         assert [len(tokens) for tokens in written[0][1]] == [6, 6, 6]
