@@ -15,7 +15,7 @@ import subprocess
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any
@@ -37,6 +37,11 @@ class Failure:
     fatal: bool
 
 
+def environment(around: Mapping[str, str] | None = None) -> dict[str, str]:
+    """What a child of this package has in its environment: all of ours, where to import from, and `around`."""
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p), **(around or {})}
+
+
 class Child:
     """A running child process, and this end of its socket."""
 
@@ -50,12 +55,11 @@ class Child:
         ours, theirs = socket.socketpair()
         with theirs:
             fds = [theirs.fileno(), *([share.lifeline] if share else [])]
-            path = os.pathsep.join(p for p in sys.path if p)
             try:  # in a process group of its own: Ctrl-C is for the parent, also while the child still imports
                 self._process = subprocess.Popen(
                     [sys.executable, "-m", module, *map(str, fds)],
                     pass_fds=[*fds, *inherited],
-                    env={**os.environ, "PYTHONPATH": path, **around},
+                    env=environment(around),
                     stdin=subprocess.DEVNULL,
                     process_group=0,
                 )

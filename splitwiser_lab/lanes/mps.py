@@ -15,6 +15,7 @@ import threading
 from dataclasses import dataclass
 
 from splitwiser_lab.errors import LaneError
+from splitwiser_lab.lanes.child import environment
 from splitwiser_lab.lanes.mps_guard import folder_environment, sweep
 
 # Percent of the SMs, which may overlap. Not every share computes right: see `model.products`.
@@ -76,12 +77,11 @@ class MpsDaemon:
         self._lifeline, writing = os.pipe()
         fds = (theirs.fileno(), writing)
         only = {"CUDA_VISIBLE_DEVICES": self._gpu} if self._gpu else {}
-        path = os.pathsep.join(p for p in sys.path if p)
         try:
             self._guard = subprocess.Popen(
                 [sys.executable, "-m", "splitwiser_lab.lanes.mps_guard", *map(str, fds)],
                 pass_fds=fds,
-                env={**os.environ, **only, "PYTHONPATH": path},
+                env=environment(only),
                 stdin=subprocess.DEVNULL,
                 process_group=0,  # Ctrl-C is for the parent
             )

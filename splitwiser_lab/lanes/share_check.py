@@ -7,18 +7,17 @@ A share counts for a whole process, from the moment at which CUDA starts there, 
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 
+from splitwiser_lab.lanes.child import environment
 from splitwiser_lab.lanes.mps import MpsDaemon, MpsShare
 
 DTYPES = ("bfloat16", "float16", "float32")
 # [out, in] of models of 0.1 to 8 billion parameters: attention, gates, and what follows each
 WIDTHS = ((576, 1536), (768, 768), (3072, 2048), (2048, 2048), (16384, 2048), (2048, 8192), (6144, 4096), (4096, 14336))
-ROWS = (8, 32, 100, 256, 512, 1024, 2048, 4096)
 _AT_ONCE = 4  # clients: some seconds each, most of which they spend importing
 _SECONDS = 120.0
 
@@ -74,7 +73,7 @@ def _client(share: MpsShare, device: str) -> subprocess.Popen[str]:
     try:
         return subprocess.Popen(
             [sys.executable, "-m", "splitwiser_lab.lanes.share_check", device],
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p), **around},
+            env=environment(around),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -113,7 +112,7 @@ def main(device: str) -> None:
     for dtype in DTYPES[-1:] if on_cpu else DTYPES:
         shapes = WIDTHS[:1] if on_cpu else WIDTHS
         matrices = [(torch.randn(shape, device=device) * 0.02).to(getattr(torch, dtype)) for shape in shapes]
-        tried, found = wrong_products(matrices, ROWS)
+        tried, found = wrong_products(matrices)
         wrong[dtype] = len(found)
     answer = asdict(ShareCheck(0, sms, len(tried), wrong))
     del answer["percent"]

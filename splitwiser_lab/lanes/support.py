@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
 import shutil
 import subprocess
 import sys
@@ -13,6 +12,7 @@ import torch
 
 from splitwiser_lab.cuda_driver import driver
 from splitwiser_lab.errors import HardwareError, LaneError, ModeError
+from splitwiser_lab.lanes.child import environment
 from splitwiser_lab.lanes.mps import DEFAULT_SHARES, MpsDaemon, MpsShare
 from splitwiser_lab.lanes.mps_guard import CONTROL
 from splitwiser_lab.lanes.partition import Partition, grid_of
@@ -115,11 +115,10 @@ def _probe_in_child(device: int, around: dict[str, str]) -> str | None:
         return str(error)
     there = 0 if around else device  # an MPS client sees only the GPU of its daemon
     request = [handle.allocation.hex(), handle.offset, _PROBE_BYTES, there, int(bool(around))]
-    path = os.pathsep.join(p for p in sys.path if p)
     try:
         child = subprocess.run(
             [sys.executable, "-m", "splitwiser_lab.lanes.probe", *map(str, request)],
-            env={**os.environ, "PYTHONPATH": path, **around},
+            env=environment(around),
             capture_output=True,
             text=True,
             timeout=_PROBE_SECONDS,

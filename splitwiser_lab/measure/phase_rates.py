@@ -9,27 +9,20 @@ from __future__ import annotations
 
 import random
 from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from statistics import median
 
-import torch
-
 from splitwiser_lab.engine.engine import Engine
 from splitwiser_lab.errors import RequestError
-from splitwiser_lab.hardware import choose_device
 from splitwiser_lab.lanes.base import Lane, Ticket
 from splitwiser_lab.model.batch import GREEDY, PENDING, Batch
 from splitwiser_lab.model.batch import Sequence as Part
-from splitwiser_lab.predict.ceilings import Ceilings, measure_ceilings
 from splitwiser_lab.predict.work import parts_of, work
 from splitwiser_lab.timeline import Phase
 
 WARM_UP = 3  # batches: the first compile kernels and capture graphs
-_STEADY_RUNS = 160
-_SIDE = 8192  # of the matrices
-_READ_BYTES = 1 << 32
 
 
 @dataclass(frozen=True)
@@ -58,37 +51,6 @@ class PhaseRate:
     def bytes_per_s(self) -> float:
         """Bytes per second."""
         return self.bytes / self.seconds
-
-
-def ceilings(device: str = "auto", dtype: str = "auto") -> Ceilings:
-    """What `device` reads and multiplies per second in the long run: medians over some tenths of a second.
-
-    The fastest single product (`predict.measure_ceilings`) is up to a fifth above: under steady load a GPU
-    lowers its clock to stay within its power, for prefill as for this. The numbers are random, since a chip
-    draws less power on regular ones. On a CPU, the same as `measure_ceilings`.
-    """
-    best = measure_ceilings(device, dtype)
-    where = choose_device(device).value
-    if torch.device(where).type == "cpu":
-        return best
-    kind = getattr(torch, best.dtype)
-    a, b = torch.randn(2, _SIDE, _SIDE, device=where).to(kind)
-    words = torch.randn(_READ_BYTES // 4, device=where)
-    product, read = _steady_seconds(lambda: a @ b), _steady_seconds(words.sum)
-    flops_per_s, bytes_per_s = 2.0 * _SIDE**3 / product, words.nbytes / read
-    return replace(best, flops_per_s=flops_per_s, bytes_per_s=bytes_per_s, source="measured here, sustained")
-
-
-def _steady_seconds(run: Callable[[], object]) -> float:
-    """Median seconds of the later half of so many runs, one after the other without a gap."""
-    events = [torch.cuda.Event(enable_timing=True) for _ in range(_STEADY_RUNS + 1)]
-    for event in events[:-1]:
-        event.record()
-        run()
-    events[-1].record()
-    events[-1].synchronize()
-    times = [before.elapsed_time(after) / 1e3 for before, after in pairwise(events)]
-    return float(median(times[_STEADY_RUNS // 2 :]))
 
 
 def prefill_rate(engine: Engine, tokens: int, batch: int = 1, repeats: int = 10) -> PhaseRate:

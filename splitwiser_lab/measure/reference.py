@@ -117,15 +117,15 @@ class Reference:
 
 @contextmanager
 def _in_float32(model: Any) -> Iterator[None]:
-    """The model's weights in float32 for a while, then as they were, which loses nothing: there is one copy of them."""
-    kinds = [(weight, weight.dtype) for weight in model.parameters()]
+    """The model computes in float32 for a while; then it has the very same weights again, which others may share."""
+    kept = [(weight, weight.data) for weight in model.parameters()]
     try:
-        for weight, _ in kinds:
-            weight.data = weight.data.float()
+        for weight, data in kept:
+            weight.data = data.float()
         yield
     finally:
-        for weight, kind in kinds:
-            weight.data = weight.data.to(kind)
+        for weight, data in kept:
+            weight.data = data
 
 
 class Continuation:

@@ -11,6 +11,7 @@ from test_mps import control, daemon  # noqa: F401  fixtures
 from splitwiser_lab.lanes import share_check
 from splitwiser_lab.lanes.mps import MpsDaemon
 from splitwiser_lab.lanes.share_check import ShareCheck, check_shares
+from splitwiser_lab.model.products import ROWS
 
 pytestmark = [
     pytest.mark.timeout(120),
@@ -21,8 +22,8 @@ pytestmark = [
 
 def test_clients_answer_in_order_and_leave_the_daemon_alone(daemon: MpsDaemon) -> None:  # noqa: F811
     found = list(check_shares(daemon, [50, 25], device="cpu"))
-    assert found == [ShareCheck(percent, 0, 8, {"float32": 0}) for percent in (50, 25)]
-    assert all(share.right and str(share) == "right (8 products)" for share in found)
+    assert found == [ShareCheck(percent, 0, len(ROWS), {"float32": 0}) for percent in (50, 25)]
+    assert all(share.right and str(share) == f"right ({len(ROWS)} products)" for share in found)
     assert daemon.ended(), "nobody holds it any more"
 
 

@@ -167,3 +167,11 @@ def test_an_idle_device_beside_work_is_the_hosts() -> None:
     assert longest_idle(Timeline(spans, (working, replace(late, arrival=2.9)))) == pytest.approx(6.0)
     assert longest_idle(Timeline(spans[2:], (working,))) == pytest.approx(2.3), "before the first batch, too"
     assert longest_idle(Timeline((), (working,))) == 0.0
+
+
+def test_a_reference_has_its_very_weights_again() -> None:
+    """To judge half precision it computes in float32 for a while; other processes may share the weights."""
+    theirs = Reference(build("llama").to(torch.bfloat16))
+    before = [(weight.data_ptr(), weight.dtype) for weight in theirs.model.parameters()]
+    assert theirs.choices([5, 6, 7], [8, 9])[1].min() > 0, "bfloat16 rounds"
+    assert [(weight.data_ptr(), weight.dtype) for weight in theirs.model.parameters()] == before

@@ -6,7 +6,6 @@ N whole processes with a model each, N times the work: what is gained is gaps of
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import time
@@ -16,6 +15,7 @@ from typing import IO, Any
 
 import torch
 
+from splitwiser_lab.lanes.child import environment
 from splitwiser_lab.measure.gpu_suite.job import Job, over, summary
 
 _START_SECONDS = 120.0
@@ -24,15 +24,14 @@ _START_SECONDS = 120.0
 class EagerProcess:
     """A process with a model of its own, which generates when told to."""
 
-    def __init__(self, settings: dict[str, Any], environment: dict[str, str]) -> None:
-        """Start it with `environment` on top of ours; `wait` until it is ready."""
-        path = os.pathsep.join(p for p in sys.path if p)
+    def __init__(self, settings: dict[str, Any], around: dict[str, str]) -> None:
+        """Start it with `around` on top of our environment; `wait` until it is ready."""
         self._process = subprocess.Popen(
             [sys.executable, "-m", "splitwiser_lab.measure.gpu_suite.eager_worker", json.dumps(settings)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            env={**os.environ, "PYTHONPATH": path, **environment},
+            env=environment(around),
             text=True,
         )
 

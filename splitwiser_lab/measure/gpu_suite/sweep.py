@@ -7,7 +7,7 @@ Rounds are interleaved: every mode at every rate, then all of it again with othe
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from statistics import fmean
 from typing import Any
@@ -136,8 +136,6 @@ def _capacity(job: Job) -> float:
 
 
 def _at_zero(workload: Workload) -> Any:
-    from dataclasses import replace
-
     return (replace(arrival, arrival_s=0.0) for arrival in workload.arrivals)
 
 
