@@ -108,10 +108,14 @@ class Lengths:
         self._open.update((request.id, request) for request in requests)
 
     def left(self, request: Request) -> int:
-        """Tokens that a request is expected to write yet: what it asked for, but no more than others of late."""
+        """Tokens that a request is expected to write yet: what it asked for, but no more than others of late.
+
+        Of those, only they count that wrote more than it has so far: that shorter ones ended says nothing of it.
+        """
         written = len(request.output)
         left = request.sampling.max_new_tokens - written
-        return max(1, min(left, round(fmean(self._ended)) - written)) if self._ended else left
+        longer = [ended for ended in self._ended if ended > written]
+        return min(left, round(fmean(longer)) - written) if longer else left
 
 
 class _Curve:

@@ -72,7 +72,8 @@ class DeviceLane:
         except HardwareError as error:
             raise LaneError(f"lane {self.name!r}: {error}") from error
         except RuntimeError as error:
-            raise LaneError(f"lane {self.name!r}: it cannot start {self._part or 'on this GPU'}: {error}") from error
+            where, advice = (self._part, f" {ANOTHER_PART}") if self._part else ("on this GPU", "")
+            raise LaneError(f"lane {self.name!r}: it cannot start {where}: {error}{advice}") from error
 
     def warm_up(self, work: UsualWork) -> None:
         """Compile and capture on the lane's own stream, and wait until the device has done its part of it."""

@@ -16,8 +16,9 @@ class TokenCheck:
     """Ours against the reference's tokens, for one request.
 
     `first_difference` is the index of the first output token that differs, None if none does. `gap` is how far
-    the reference's logit of its own token lies above its logit of ours there. `resolution` is what the dtype
-    can tell apart at that place, measured: twice the largest rounding error of the reference's own logits.
+    the logit of the reference's own token lies above that of ours there, computed by it in float32. `resolution` is
+    what the dtype can tell apart at that place, measured: twice the largest rounding error of the reference's logits
+    in its own dtype. Who rounds no worse than that picks no token from farther below the largest.
     """
 
     first_difference: int | None = None
@@ -45,6 +46,19 @@ class TokenCheck:
             f"differs from token {self.first_difference}: the two logits are {self.gap:.2g} apart, the dtype tells "
             f"{self.resolution:.2g} apart ({verdict})"
         )
+
+
+@dataclass(frozen=True)
+class Choices:
+    """Logits [places, vocabulary] on the model's device: `rounded` as its dtype has them, `exact` in float32."""
+
+    rounded: torch.Tensor
+    exact: torch.Tensor
+
+    @property
+    def resolution(self) -> torch.Tensor:
+        """How far apart two exact logits must lie for the dtype to tell which is larger [places]."""
+        return 2 * (self.exact - self.rounded).abs().amax(-1)
 
 
 class Reference:
@@ -81,30 +95,30 @@ class Reference:
     def worst_choice(self, prompt: Sequence[int], tokens: Sequence[int]) -> TokenCheck:
         """Of the tokens that somebody wrote after a prompt, the one least to be explained, each after the same text.
 
-        Its `gap` is how far its logit lies below the largest there; `identical` if each is the model's own choice.
+        Its `gap` is how far its logit lies below the largest there, in float32; `identical` if each is the model's
+        own choice in its dtype.
         """
         import torch
 
-        logits, resolution = self.choices(prompt, tokens)
-        written = torch.tensor([[token] for token in tokens])
-        gaps = logits.amax(-1).float() - logits.gather(-1, written)[:, 0].float()
-        worst = int((gaps - resolution).argmax())
-        return TokenCheck(worst if gaps.any() else None, float(gaps[worst]), float(resolution[worst]))
+        said = self.choices(prompt, tokens)
+        written = torch.tensor(list(tokens), device=said.exact.device)[:, None]
+        other = said.rounded.gather(-1, written)[:, 0] < said.rounded.amax(-1)
+        if not other.any():
+            return TokenCheck()
+        gaps = said.exact.amax(-1) - said.exact.gather(-1, written)[:, 0]
+        worst = int((gaps - said.resolution).where(other, -torch.inf).argmax())
+        return TokenCheck(worst, float(gaps[worst]), float(said.resolution[worst]))
 
-    def choices(self, prompt: Sequence[int], tokens: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
-        """What the model says at the place of each of `tokens` after a prompt.
-
-        Logits [tokens, vocabulary] on the host, in the model's dtype, and how far apart two of them must lie [tokens].
-        """
+    def choices(self, prompt: Sequence[int], tokens: Sequence[int]) -> Choices:
+        """What the model says at the place of each of `tokens` after a prompt."""
         import torch
 
         everything, first = [*prompt, *tokens[:-1]], len(prompt) - 1
-        logits = self._all_logits(self.model, everything)[first:]
+        rounded = self._all_logits(self.model, everything)[first:]
         if self.model.dtype not in (torch.float16, torch.bfloat16):
-            return logits.cpu(), torch.zeros(len(tokens))
+            return Choices(rounded, rounded)
         with _in_float32(self.model):
-            errors = (self._all_logits(self.model, everything)[first:] - logits).abs().amax(-1)
-        return logits.cpu(), 2 * errors.cpu()
+            return Choices(rounded, self._all_logits(self.model, everything)[first:])
 
     def _all_logits(self, model: Any, tokens: Sequence[int]) -> torch.Tensor:
         """Logits [tokens, vocabulary] after each of `tokens`."""
@@ -134,7 +148,8 @@ class Continuation:
     def __init__(self, reference: Reference, prompt: Sequence[int], tokens: Sequence[int]) -> None:
         """Use `Reference.continuation`."""
         self._reference, self._prompt, self._tokens = reference, list(prompt), list(tokens)
-        self._choices: tuple[torch.Tensor, torch.Tensor] | None = None
+        self._exact: torch.Tensor | None = None  # [tokens, vocabulary], on the host
+        self._resolution: torch.Tensor | None = None
 
     def check(self, ours: Sequence[int]) -> TokenCheck:
         """As `Reference.check`."""
@@ -144,11 +159,11 @@ class Continuation:
             return TokenCheck()
         if same == min(len(ours), len(theirs)):  # one is the other's beginning: nothing was chosen differently
             return TokenCheck(same, float("inf"), 0.0)
-        if self._choices is None:
-            self._choices = self._reference.choices(self._prompt, theirs)
-        logits, resolution = self._choices
-        gap = float(logits[same, theirs[same]]) - float(logits[same, ours[same]])
-        return TokenCheck(same, gap, float(resolution[same]))
+        if self._exact is None or self._resolution is None:
+            said = self._reference.choices(self._prompt, theirs)
+            self._exact, self._resolution = said.exact.cpu(), said.resolution.cpu()
+        gap = float(self._exact[same, theirs[same]] - self._exact[same, ours[same]])
+        return TokenCheck(same, gap, float(self._resolution[same]))
 
 
 def _common_prefix(a: Sequence[int], b: Sequence[int]) -> list[int]:

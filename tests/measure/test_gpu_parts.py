@@ -119,7 +119,7 @@ def test_a_difference_is_held_against_what_the_dtype_tells_apart() -> None:
     theirs = Reference(build("llama").to(torch.bfloat16))
     prompt = list(range(5, 25))
     tokens = theirs.tokens(prompt, 6, ignore_eos=True)
-    least = int(theirs.choices(prompt, tokens)[0][2].argmin())
+    least = int(theirs.choices(prompt, tokens).exact[2].argmin())
     rows: list[dict[str, Any]] = []
     job: Any = SimpleNamespace(
         time_for=lambda what, seconds: True,
@@ -149,7 +149,7 @@ def test_every_token_of_a_text_is_read() -> None:
     tokens = theirs.tokens(prompt, 8, ignore_eos=True)
     assert theirs.worst_choice(prompt, tokens).identical
     for place in (0, 4, 7):
-        logits = theirs.choices(prompt, tokens)[0][place]
+        logits = theirs.choices(prompt, tokens).exact[place]
         second = int(logits.topk(2).indices[1])
         found = theirs.worst_choice(prompt, [*tokens[:place], second])
         assert (found.first_difference, found.explained) == (place, False)
@@ -173,5 +173,5 @@ def test_a_reference_has_its_very_weights_again() -> None:
     """To judge half precision it computes in float32 for a while; other processes may share the weights."""
     theirs = Reference(build("llama").to(torch.bfloat16))
     before = [(weight.data_ptr(), weight.dtype) for weight in theirs.model.parameters()]
-    assert theirs.choices([5, 6, 7], [8, 9])[1].min() > 0, "bfloat16 rounds"
+    assert theirs.choices([5, 6, 7], [8, 9]).resolution.min() > 0, "bfloat16 rounds"
     assert [(weight.data_ptr(), weight.dtype) for weight in theirs.model.parameters()] == before
