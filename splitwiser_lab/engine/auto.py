@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection
 from dataclasses import replace
-from itertools import takewhile
+from itertools import islice, takewhile
 from typing import Any
 
 from splitwiser_lab.engine.choices import TURNS, candidates
@@ -26,7 +26,7 @@ Prepare = Callable[[str, dict[str, Any]], ModeSwitch]
 _LOOK_SECONDS = 0.005  # between two looks at an unchanged queue
 _DRY_SECONDS = 0.01  # for which no prompt must have waited before lanes give up their split
 _DWELL_SECONDS = 0.1  # between two changes while both phases have work
-_OLD_SPANS = 2000  # of the modes before, to learn from at the start
+_OLD_SPANS = 2000  # of each phase alone on the device, to learn from at the start
 
 
 class Governor:
@@ -52,10 +52,10 @@ class Governor:
         self._dry_since: float | None = None
         self._queue = (-1, -1)
         self._changes = 0
-        for span in list(core.spans)[-_OLD_SPANS:]:
-            if span.mode in ("sequential", "chunked") and span.phase != "mixed":
-                self._book.learn(span, TURNS)
-            self._last = span
+        alone = (s for s in reversed(core.spans) if s.mode in ("sequential", "chunked") and s.phase != "mixed")
+        for span in reversed(list(islice(alone, _OLD_SPANS))):
+            self._book.learn(span, TURNS)
+        self._last = core.spans[-1] if core.spans else None
 
     @property
     def start(self) -> ModeSwitch:
@@ -101,24 +101,25 @@ class Governor:
     def _load(self, now: float) -> Load:
         """What can run now; prompts for which there is no room are not at hand."""
         scheduler = self._core.scheduler
-        decoding = waiting = tokens = answers = 0
+        decoding = waiting = joining = tokens = answers = 0
         stalled = 0.0
         self._lengths.look(scheduler.running)
         for request in scheduler.running:
-            answers += self._lengths.left(request)
+            answers += (left := self._lengths.left(request))
             behind = len(request.prompt) + len(request.output) - request.computed
             if request.output and behind <= 1:
                 decoding, stalled = decoding + 1, max(stalled, now - request.token_times[-1])
             else:
-                waiting, tokens = waiting + 1, tokens + behind
+                waiting, joining, tokens = waiting + 1, joining + (left > 1), tokens + behind
         room = scheduler.pages.free - len(scheduler.running)
         places = scheduler.limits.max_requests - len(scheduler.running)
         for request in list(scheduler.waiting)[: max(places, 0)]:
             room -= scheduler.pages.needed(request, request.length)
             if room < 0 and waiting + decoding:
                 break
-            waiting, tokens, answers = waiting + 1, tokens + request.length, answers + self._lengths.left(request)
-        return Load(decoding, waiting, tokens, answers, stalled)
+            answers += (left := self._lengths.left(request))
+            waiting, joining, tokens = waiting + 1, joining + (left > 1), tokens + request.length
+        return Load(decoding, waiting, tokens, answers, stalled, joining)
 
     def explain(self) -> str:
         """What runs and why, what was predicted of every choice, and what is not among them."""

@@ -15,12 +15,18 @@ from splitwiser_lab.lanes.support import LaneKind
 TURNS = Candidate("sequential", "turns")
 _SPLITS = (0.25, 0.375, 0.5)  # parts of the SMs for decode that are worth trying
 _CHUNKS = (0.5, 1, 1.5, 2, 4)  # times the usual tokens of a mixed batch
-# What an H200 left of both phases (2048 tokens beside 32 requests at 1024, a model of 1B); measuring replaces it.
+# About what an H200 left of both phases (2048 tokens beside 32 requests at 1024, models of 1B and 8B, the gain map in
+# data/recordings/h200); measuring replaces it.
 _PRIORS = {
-    "streams": Candidate("streams", "split", {}, Shares(0.84, 0.27), divides=False),
-    "mps": Candidate("mps", "split", {}, Shares(0.70, 0.44)),
-    "processes": Candidate("processes", "split", {}, Shares(0.60, 0.42), divides=False),
+    "streams": Candidate("streams", "split", {}, Shares(0.80, 0.25), divides=False),
+    "mps": Candidate("mps", "split", {}, Shares(0.78, 0.28)),
+    "processes": Candidate("processes", "split", {}, Shares(0.55, 0.41), divides=False),
 }
+
+
+def partition_prior(part: float) -> Shares:
+    """The same of two green contexts, where decode has `part` of the SMs: it needs fewer of them than prefill does."""
+    return Shares(0.87 * (1 - part), min(0.95, 0.95 * part**0.5))
 
 
 def candidates(
@@ -52,8 +58,7 @@ def candidates(
         return found, left_out
     if available("partitioned"):
         for sms, part in splits(device, _SPLITS):
-            prior = Shares(0.97 * (1 - part), min(0.95, 1.6 * part))
-            found.append(Candidate("partitioned", "split", {"decode_sms": sms}, prior))
+            found.append(Candidate("partitioned", "split", {"decode_sms": sms}, partition_prior(part)))
     for mode, candidate in _PRIORS.items():
         kinds = {kind for kind, _ in MODES[mode].lanes.values()}
         own_process = kinds & {"process", "mps"}

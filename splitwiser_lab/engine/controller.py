@@ -73,7 +73,8 @@ class Candidate:
 class Load:
     """The work at hand: requests decoding, requests whose prompt is not done, and the tokens of those prompts.
 
-    `decode_tokens` are those that all of them together are expected to write yet; None for more than matters. One
+    `decode_tokens` are those that all of them together are expected to write yet; None for more than matters. Of
+    those that wait, `joining` will decode (None: all): the others write one token, at the end of their prompt. One
     of those that decode has its last token since `stalled` seconds.
     """
 
@@ -82,6 +83,7 @@ class Load:
     prefill_tokens: int
     decode_tokens: int | None = None
     stalled: float = 0.0
+    joining: int | None = None
 
 
 @dataclass(frozen=True)
@@ -169,8 +171,7 @@ def decide(
     if turns.kind != "turns":
         raise ValueError(f"the first candidate must take turns, and {turns.label} does not")
     if rates.prefill is None or rates.decode is None:
-        missing = " and ".join(n for n in ("prefill", "decode") if getattr(rates, n) is None)
-        return Decision(turns, f"{missing} alone is not measured yet, so the phases take turns", load)
+        return _unmeasured(candidates, rates, load)
     if not load.decoding or not load.prefill_tokens:
         return _one_phase(turns, load, current)
     predictions = tuple(predict(candidate, rates, load) for candidate in candidates)
@@ -189,7 +190,7 @@ def predict(candidate: Candidate, rates: Rates, load: Load) -> Prediction:
         gap = load.stalled + rates.prefill.at(load.prefill_tokens) + step
     else:
         gap = step * max((2 if candidate.kind == "split" else 1) / max(shares.decode, 1e-9), shares.pause)
-    full = load.decoding + load.waiting
+    full = load.decoding + (load.waiting if load.joining is None else load.joining)
     each = rates.decode.at(full) / full  # seconds a token in a full batch
     worth = shares.decode * min(1.0, each * load.decoding / max(step, 1e-9))
     if load.decode_tokens is not None:
@@ -214,6 +215,15 @@ def _prior(candidate: Candidate, rates: Rates, load: Load) -> Shares:
     prefill, step = rates.prefill.each * chunk, rates.decode.at(load.decoding)
     both = max(prefill + step, 1e-9)
     return Shares(prefill / both, step / both)
+
+
+def _unmeasured(candidates: Sequence[Candidate], rates: Rates, load: Load) -> Decision:
+    """Turns measure both phases alone. But while prompts wait all the time, decode would never get its turn."""
+    mixed = next((candidate for candidate in candidates if candidate.kind == "mixed"), None)
+    missing = " and ".join(n for n in ("prefill", "decode") if getattr(rates, n) is None)
+    if mixed and rates.prefill and load.decoding and load.prefill_tokens:
+        return Decision(mixed, "decode alone is not measured yet, and prompts wait: mixed batches let both go on", load)
+    return Decision(candidates[0], f"{missing} alone is not measured yet, so the phases take turns", load)
 
 
 def _one_phase(turns: Candidate, load: Load, current: Candidate) -> Decision:

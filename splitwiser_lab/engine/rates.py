@@ -62,7 +62,11 @@ class RateBook:
 
     def _learn_mixed(self, span: Span, candidate: Candidate) -> None:
         prefill, decode = self._prefill.line(), self._decode.line()
-        if prefill and decode and span.seconds > 0:
+        if prefill and not decode and candidate.label in self._shares:  # what it took longer than its prompt tokens do
+            self._decode.add(span.decode_tokens, span.seconds - prefill.each * span.prefill_tokens)
+        elif candidate.label not in self._shares:
+            self._shares[candidate.label] = deque(maxlen=_RECENT)
+        elif prefill and decode and span.seconds > 0:
             share = Shares(
                 prefill.each * span.prefill_tokens / span.seconds, decode.at(span.decode_tokens) / span.seconds
             )

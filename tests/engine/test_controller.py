@@ -52,6 +52,8 @@ class TestPrediction:
         steady, start = predict(HALF, RATES, BOTH), predict(HALF, RATES, Load(2, 30, 60_000))
         assert steady.worth == pytest.approx(0.5 + 0.8 * (1.33 * 32 / 33) / 1.32)
         assert start.worth == pytest.approx(0.5 + 0.8 * (1.32 * 2 / 32) / 1.02) and start.worth < 1
+        alone = predict(HALF, RATES, Load(2, 30, 60_000, joining=0))
+        assert alone.worth == pytest.approx(0.5 + 0.8), "those that wait write one token each: no step gets fuller"
 
     def test_decode_counts_for_no_more_than_there_is_to_decode(self) -> None:
         """2,000 prompt tokens take 10 ms; a token in a full batch of 33 costs 40 µs."""
@@ -68,6 +70,12 @@ class TestDecision:
     def test_a_cold_start_takes_turns_and_says_so(self) -> None:
         found = decide(ALL, Rates(decode=RATES.decode), BOTH, TURNS)
         assert found.choice == TURNS and "prefill alone is not measured yet" in found.reason
+
+    def test_prompts_that_wait_do_not_keep_decode_from_its_first_turn(self) -> None:
+        found = decide(ALL, Rates(prefill=RATES.prefill), BOTH, TURNS)
+        assert found.choice == CHUNKED and "decode alone is not measured yet" in found.reason
+        assert decide(ALL, Rates(prefill=RATES.prefill), replace(BOTH, decoding=0), TURNS).choice == TURNS
+        assert decide((TURNS, HALF), Rates(prefill=RATES.prefill), BOTH, TURNS).choice == TURNS
 
     def test_overlap_is_chosen_where_it_pays(self) -> None:
         found = decide(ALL, RATES, BOTH, TURNS)

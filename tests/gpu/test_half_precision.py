@@ -30,7 +30,7 @@ LENGTHS = (1, 30, 129, 300, 511, 700, 1024, 1500)
 def model() -> LlamaForCausalLM:
     torch.manual_seed(0)
     shape = {"vocab_size": VOCABULARY, "num_hidden_layers": LAYERS, "max_position_embeddings": 2048}
-    return LlamaForCausalLM(LlamaConfig(**WIDTHS, **shape, initializer_range=0.05)).to("cuda", torch.bfloat16).eval()
+    return LlamaForCausalLM(LlamaConfig(**WIDTHS, **shape)).to("cuda", torch.bfloat16).eval()
 
 
 @pytest.fixture(scope="module")
