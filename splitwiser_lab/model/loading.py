@@ -67,6 +67,7 @@ def load(model: str | Path | Any, device: str, dtype: torch.dtype) -> LoadedMode
             f"cannot load a {type(model).__name__}: give an alias, a folder, a Hub id, or a transformers model."
         )
     config = _with_generation_eos(ModelConfig.from_hf(model.config), getattr(model, "generation_config", None))
+    config = _with_its_frequencies(config, model)
     state = model.state_dict()
     weights = Weights(config, dtype, device).fill(_reader(state.__getitem__))
     name = getattr(model.config, "_name_or_path", "") or type(model).__name__
@@ -144,6 +145,14 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase | None:
     if not any((folder / file).is_file() for file in ("tokenizer.json", "tokenizer.model", "vocab.json")):
         return None
     return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+
+
+def _with_its_frequencies(config: ModelConfig, model: Any) -> ModelConfig:
+    """Rotary frequencies as the model has them: `model.to(torch.bfloat16)` rounds those, too, unlike `dtype=`."""
+    found = [tensor for name, tensor in model.named_buffers() if name.endswith("rotary_emb.inv_freq")]
+    if len(found) != 1 or found[0].numel() != len(config.inv_freq):
+        return config
+    return replace(config, inv_freq=tuple(found[0].float().tolist()))
 
 
 def _with_generation_eos(config: ModelConfig, generation: Any) -> ModelConfig:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 import splitwiser_lab as sl
 from splitwiser_lab.lanes.partition import grid_of
@@ -30,7 +30,9 @@ LENGTHS = (1, 30, 129, 300, 511, 700, 1024, 1500)
 def model() -> LlamaForCausalLM:
     torch.manual_seed(0)
     shape = {"vocab_size": VOCABULARY, "num_hidden_layers": LAYERS, "max_position_embeddings": 2048}
-    return LlamaForCausalLM(LlamaConfig(**WIDTHS, **shape)).to("cuda", torch.bfloat16).eval()
+    config = LlamaConfig(**WIDTHS, **shape, dtype=torch.bfloat16)  # `.to(torch.bfloat16)` would round frequencies, too
+    with torch.device("cuda"):
+        return AutoModelForCausalLM.from_config(config).eval()  # type: ignore[no-any-return]
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_models import VARIANTS, build, expected, prompts_of, tiny
+from tiny_models import VARIANTS, build, expected, generated, prompts_of, tiny
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -66,6 +66,17 @@ def test_a_folder_runs_as_the_object_does(folder: Path) -> None:
 def test_other_dtypes_are_converted_while_loading() -> None:
     half = build("llama").to(torch.bfloat16)
     same(load(half, "cpu", torch.float32).weights, build("llama").to(torch.bfloat16).float())
+
+
+def test_a_model_given_in_half_precision_keeps_its_rounded_frequencies() -> None:
+    """`.to(torch.bfloat16)` rounds the buffers, too: far from the start its keys are turned by other angles."""
+    half = build("llama").to(torch.bfloat16)
+    exact = load(build("llama"), "cpu", torch.float32).config.inv_freq
+    assert load(half, "cpu", torch.bfloat16).config.inv_freq != exact
+    rounded = half.float()  # which leaves them as they are now
+    prompts = prompts_of(100)
+    with Engine.from_pretrained(rounded, kv_tokens=1024) as engine:
+        assert engine.generate(prompts, 20).tokens == [generated(rounded, prompts[0], 20)]
 
 
 def test_end_of_sequence_ids_are_those_that_generate_uses(folder: Path) -> None:
