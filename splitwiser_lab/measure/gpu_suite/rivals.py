@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import random
-import time
 
 from splitwiser_lab.measure.gpu_suite.job import Job, over, summary
 from splitwiser_lab.measure.peers import OursPeer, Peer, find_peers
-
-_WARM_UP_TOKENS = 8
 
 
 def rivals(job: Job) -> None:
@@ -31,25 +28,25 @@ def rivals(job: Job) -> None:
 def _by_turns(job: Job, peers: list[Peer], prompts: list[list[int]]) -> None:
     samples: dict[str, dict[int, float]] = {peer.name: {} for peer in peers}  # by round
     written: dict[str, list[list[int]]] = {}
-    lasted: dict[str, float] = {}
+    lasted: dict[str, float] = {}  # seconds, the last time
     going = list(peers)
     output = job.plan.peer_output
-    for number in range(job.repeats + 1):  # round 0 warms up, at full size: kernels and memory depend on it
-        new_tokens = output if number else min(_WARM_UP_TOKENS, output)
+    # Round 0 warms up with the whole work: a cache that grows by concatenation asks for memory of new sizes at each
+    # step, which on an H200 made the first call of HF generate 3.6 times as slow as its next one.
+    for number in range(job.repeats + 1):
         for peer in list(going):
             what = f"{peer.name}, round {number}"
             if not job.time_for(what, 1.2 * lasted.get(peer.name, 0.0)):
                 continue
-            job.report(f"{job.shape}: {len(prompts)} requests {len(prompts[0])}→{new_tokens}: {what}")
-            begun, before = time.monotonic(), len(job.left_out)
+            job.report(f"{job.shape}: {len(prompts)} requests {len(prompts[0])}→{output}: {what}")
+            before = len(job.left_out)
             with job.trying(peer.name):
-                seconds, tokens = peer.run(prompts, new_tokens)
+                lasted[peer.name], tokens = peer.run(prompts, output)
                 if number:
-                    samples[peer.name][number] = len(prompts) * output / seconds
+                    samples[peer.name][number] = len(prompts) * output / lasted[peer.name]
                     written[peer.name] = tokens
             if len(job.left_out) > before:
                 going.remove(peer)
-            lasted[peer.name] = (time.monotonic() - begun) * (1 if number else 4)
     ours = samples[OursPeer.name]
     for peer in peers:
         rates = samples[peer.name]
