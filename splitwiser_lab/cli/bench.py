@@ -34,11 +34,13 @@ def bench(
         float | None, typer.Option(help="gpu: requests/s of the sweep's 100 %, as an earlier call measured it.")
     ] = None,
     loads: Annotated[int, typer.Option(help="gpu: how many loads of the gain map, from the first; 0: all.")] = 0,
-    join: Annotated[str, typer.Option(help="gpu: JSON files of earlier calls, comma-separated, to put together.")] = "",
+    join: Annotated[
+        list[Path] | None, typer.Option(help="gpu: run nothing, put together what --json of earlier calls wrote.")
+    ] = None,
 ) -> None:
     """Measure our phases beside transformers' and vLLM's, the overheads, the overlap gain, and every mode."""
     if join:
-        _join(_words(join), json_file)
+        _join(join, json_file)
         return
     if suite == "gpu":
         from splitwiser_lab.measure.gpu_suite.plan import ChatLimits
@@ -75,11 +77,11 @@ def _gpu_suite(shapes: list[str], sections: list[Any], **settings: Any) -> None:
         console.print(table)
 
 
-def _join(files: list[str], json_file: Path | None) -> None:
+def _join(files: list[Path], json_file: Path | None) -> None:
     from splitwiser_lab.measure.gpu_suite.join import join
     from splitwiser_lab.measure.gpu_suite.tables import tables
 
-    found = join([Path(name) for name in files])
+    found = join(files)
     if json_file:
         found.to_json(json_file)
     for table in tables(found):

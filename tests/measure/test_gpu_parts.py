@@ -58,7 +58,7 @@ def parts(model: str, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 def test_parts_are_joined_sample_by_sample(parts: list[Path], tmp_path: Path) -> None:
     out = tmp_path / "whole.json"
-    said = call("bench", "--join", f"{parts[0]},{parts[1]}", "--json", str(out))
+    said = call("bench", "--join", str(parts[0]), "--join", str(parts[1]), "--json", str(out))
     assert "goodput: TTFT within 500 ms" in " ".join(said.split()) and "figures to reach" in said
     found = json.loads(out.read_text())
     rows = {(r["fraction"], r["mode"]): r for r in found["sections"]["sweep"]["tiny-llama"]["rows"] if "rate" in r}

@@ -103,6 +103,7 @@ def tables(suite: Suite | Joined) -> Iterator[Table]:
             weights = ", random weights" if shape in found["random_weights"] or section == "hostbound" else ""
             tokens = [row for row in part["rows"] if row.get("part") == "tokens"]
             figures = [row for row in part["rows"] if row.get("part") != "tokens"]
+            figures.sort(key=lambda row: row.get("fraction") or 0.0)  # a row of more rounds came later
             for what, columns, rows in ((section, _COLUMNS[section], figures), ("tokens", _TOKENS, tokens)):
                 if rows:
                     title = f"where the time goes, kernels: {shape}" if what == "kernels" else f"{what}: {shape}"
