@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 @app.command()
 def reproduce(
     pipeline: Annotated[str, typer.Option(help="hf: the paper's Hugging Face pipeline, truly split; vllm.")] = "hf",
-    scale: Annotated[str, typer.Option(help="small (two minutes on two cores) or paper (meant for a GPU).")] = "small",
+    scale: Annotated[
+        str, typer.Option(help="small (two cores: hf in two minutes, vllm in ten) or paper (for a GPU).")
+    ] = "small",
     mode: Annotated[str, typer.Option(help="replicas, split; comma-separated. Empty: as the scale has it.")] = "",
     processes: Annotated[str, typer.Option(help="Numbers of processes, comma-separated.")] = "",
     mps: Annotated[bool | None, typer.Option("--mps/--no-mps", help="Run the processes under MPS.")] = None,

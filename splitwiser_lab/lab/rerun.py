@@ -47,13 +47,14 @@ class Recorded:
     document: Reproduction | None = None
 
     def __str__(self) -> str:
-        """Where, when and by which command it was measured."""
+        """Where, when and by which command it was measured, and what is missing from it."""
         if self.document is None:
             return f"{self.label}: {MISSING}"
         origin, work = self.document.origin, self.document.work
         machine = f"{origin['hardware']['device_name']}, {origin['hardware']['cores']} CPU cores"
         when = f"{origin['time_utc'][:10]}, commit {origin['commit']}"
-        return f"{self.label}: {work}\n  on {machine}; {when}\n  {origin['command']}"
+        lines = (f"{self.label}: {work}", f"on {machine}; {when}", origin["command"], *self.document.missing())
+        return "\n  ".join(lines)
 
 
 def recorded_reproductions() -> list[Recorded]:

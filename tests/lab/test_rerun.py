@@ -20,7 +20,7 @@ from splitwiser_lab.lab.rerun import (
 )
 from splitwiser_lab.pipelines.document import Reproduction
 from splitwiser_lab.pipelines.reported import CLAIMS, as_gain
-from splitwiser_lab.pipelines.rows import Row, Work
+from splitwiser_lab.pipelines.rows import LeftOut, Row, Work
 
 ORIGIN = {
     "hardware": {"device_name": "some CPU", "cores": 2},
@@ -48,7 +48,9 @@ def recordings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[rerun.Re
         row("engine: sequential", "engine", 1, 3.0),
     )
     work = Work("tiny", False, "float32", 2, 64, 8, 0)
-    Reproduction("hf", work, rows, {}, ORIGIN).to_json(tmp_path / "recordings" / "cpu" / "reproduce-hf.json")
+    left = (LeftOut("split × 4, 12 new tokens", "no time", 2),)
+    made = Reproduction("hf", work, rows, {"replicas × 8": "no memory"}, ORIGIN, left_out=left)
+    made.to_json(tmp_path / "recordings" / "cpu" / "reproduce-hf.json")
     monkeypatch.setattr(rerun.shipped, "PLACES", (tmp_path,))
     return recorded_reproductions()
 
@@ -61,6 +63,7 @@ def test_every_machine_and_pipeline_has_a_column_recorded_or_not(recordings: lis
         ("H200, vLLM", True),
     ]
     assert "some CPU, 2 CPU cores; 2026-01-01, commit abc" in str(recordings[0])
+    assert "left out: replicas × 8: no memory\n  left out: split × 4, 12 new tokens: no time" in str(recordings[0])
     assert str(recordings[1]) == f"CPU, vLLM: {MISSING}"
 
 
