@@ -146,9 +146,10 @@ def test_latency_saved_is_a_gain() -> None:
     assert CLAIMS[0].gain == pytest.approx(1 / 0.824)
 
 
-def test_the_recorded_overlap_of_a_gpu() -> None:
-    told, modes = rerun.hardware_shared()
-    assert "NVIDIA H200" in told and {"streams", "auto"} <= set(modes)
+@pytest.mark.parametrize("shape", ["llama-3.2-1b-shape", "llama-3.1-8b-shape"])
+def test_the_recorded_overlap_of_a_gpu(shape: str) -> None:
+    told, modes = rerun.hardware_shared(shape)
+    assert "NVIDIA H200" in told and {"streams", "mps", "chunked"} <= set(modes)
     assert all(0.5 < value < 2 for value in modes.values())
 
 

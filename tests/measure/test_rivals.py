@@ -58,11 +58,12 @@ def test_a_round_that_is_skipped_shifts_no_pairs(job: Busy) -> None:
     assert rows["HF"]["settings"] == "as HF comes"
 
 
-def test_the_warm_up_has_all_requests_and_few_tokens(job: Busy) -> None:
+def test_the_warm_up_is_the_whole_work_and_no_sample(job: Busy) -> None:
     job.plan = replace(SMALL, peer_output=128)
-    peer = Timed("splitwiser_lab", [1.0] * 4)
+    peer = Timed("splitwiser_lab", [100.0, 1.0, 1.0, 1.0])
     _by_turns(job, [peer], [[1] * 16] * 24)
-    assert peer.asked == [(24, 8), *[(24, 128)] * 3]
+    assert peer.asked == [(24, 128)] * 4
+    assert job.rows[0]["output_tok_s"]["samples"] == [24 * 128.0] * 3
 
 
 def test_without_a_common_round_there_is_no_ratio() -> None:
