@@ -149,15 +149,12 @@ class Server:
 def _compute_on(cores: list[int]) -> None:
     """Keep to these cores, with one thread on each: before torch is loaded, since threads inherit both.
 
-    vLLM's own setting for this counts only where each engine's worker is a further process. What it compiles for a
-    CPU has the number of threads written into it, and its cache does not ask for that number: an engine with one core
-    would find what was compiled for two, and take a second for a step. So each number has a cache of its own.
+    vLLM's own setting for this counts only where each engine's worker is a further process. Raises RuntimeError when
+    torch is there already: two threads that wait for each other on one core make a step twenty times as long.
     """
-    threads = str(len(cores))
-    os.environ["OMP_NUM_THREADS"] = threads
-    home = os.environ.get("XDG_CACHE_HOME", os.path.join(os.path.expanduser("~"), ".cache"))
-    cache = os.environ.get("VLLM_CACHE_ROOT", os.path.join(home, "vllm"))
-    os.environ["VLLM_CACHE_ROOT"] = os.path.join(cache, f"threads-{threads}")
+    if "torch" in sys.modules:
+        raise RuntimeError("torch was loaded before the engine's cores were chosen: it would compute with more threads")
+    os.environ["OMP_NUM_THREADS"] = str(len(cores))
     if hasattr(os, "sched_setaffinity"):
         for thread in os.listdir("/proc/self/task"):  # this one, and the one that listens
             os.sched_setaffinity(int(thread), cores)

@@ -8,8 +8,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-
 
 @dataclass
 class _Moved:
@@ -63,6 +61,8 @@ class Stopwatch:
 def _now(on_gpu: bool) -> Any:
     if not on_gpu:
         return time.monotonic()
+    import torch  # not above: the engine's program has this file before it chooses its cores, and torch asks for those
+
     event = torch.cuda.Event(enable_timing=True)
     event.record()
     return event
