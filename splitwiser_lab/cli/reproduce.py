@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def reproduce(
     pipeline: Annotated[str, typer.Option(help="hf: the paper's Hugging Face pipeline, truly split; vllm.")] = "hf",
     scale: Annotated[
-        str, typer.Option(help="small (two cores: hf in two minutes, vllm in ten) or paper (for a GPU).")
+        str, typer.Option(help="small (two to three minutes on two cores) or paper (for a GPU).")
     ] = "small",
     mode: Annotated[str, typer.Option(help="replicas, split; comma-separated. Empty: as the scale has it.")] = "",
     processes: Annotated[str, typer.Option(help="Numbers of processes, comma-separated.")] = "",
