@@ -62,15 +62,15 @@ class RateBook:
 
     def _learn_mixed(self, span: Span, candidate: Candidate) -> None:
         prefill, decode = self._prefill.line(), self._decode.line()
-        if prefill and not decode and candidate.label in self._shares:  # what it took longer than its prompt tokens do
-            self._decode.add(span.decode_tokens, span.seconds - prefill.each * span.prefill_tokens)
-        elif candidate.label not in self._shares:
-            self._shares[candidate.label] = deque(maxlen=_RECENT)
-        elif prefill and decode and span.seconds > 0:
+        if not self._ran_before(candidate) or not prefill or span.seconds <= 0:
+            return
+        if decode:
             share = Shares(
                 prefill.each * span.prefill_tokens / span.seconds, decode.at(span.decode_tokens) / span.seconds
             )
-            self._note(candidate, span, share)
+            self._shares[candidate.label].append((span.end, share))
+        else:  # never seen alone: what the batch took longer than its prompt tokens do
+            self._decode.add(span.decode_tokens, span.seconds - prefill.each * span.prefill_tokens)
 
     def _learn_split(self, span: Span, candidate: Candidate) -> None:
         """When a prefill ends, look at the decode steps that ran beside it."""
@@ -88,13 +88,15 @@ class RateBook:
         alone = sum(decode.at(step.decode_tokens) for step in steps)
         pauses = [(after.end - before.end) / decode.at(after.decode_tokens) for before, after in pairwise(steps)]
         pause = max([steps[0].seconds / decode.at(steps[0].decode_tokens), *pauses])
-        self._note(candidate, span, Shares(prefill.at(span.prefill_tokens) / span.seconds, alone / took, pause))
+        if self._ran_before(candidate):
+            share = Shares(prefill.at(span.prefill_tokens) / span.seconds, alone / took, pause)
+            self._shares[candidate.label].append((span.end, share))
 
-    def _note(self, candidate: Candidate, span: Span, share: Shares) -> None:
-        if candidate.label not in self._shares:  # its very first batch: much was made or loaded for it
-            self._shares[candidate.label] = deque(maxlen=_RECENT)
-            return
-        self._shares[candidate.label].append((span.end, share))
+    def _ran_before(self, candidate: Candidate) -> bool:
+        """False for a candidate's very first batch: much was made or loaded for it."""
+        first = candidate.label not in self._shares
+        self._shares.setdefault(candidate.label, deque(maxlen=_RECENT))
+        return not first
 
 
 class Lengths:

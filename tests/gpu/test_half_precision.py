@@ -30,9 +30,9 @@ LENGTHS = (1, 30, 129, 300, 511, 700, 1024, 1500)
 def model() -> LlamaForCausalLM:
     torch.manual_seed(0)
     shape = {"vocab_size": VOCABULARY, "num_hidden_layers": LAYERS, "max_position_embeddings": 2048}
-    config = LlamaConfig(**WIDTHS, **shape, dtype=torch.bfloat16)  # `.to(torch.bfloat16)` would round frequencies, too
-    with torch.device("cuda"):
-        return AutoModelForCausalLM.from_config(config).eval()  # type: ignore[no-any-return]
+    config = LlamaConfig(**WIDTHS, **shape)
+    with torch.device("cuda"):  # `.to(torch.bfloat16)` would round the rotary frequencies, too
+        return AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).eval()  # type: ignore[no-any-return]
 
 
 @pytest.fixture(scope="module")
