@@ -157,8 +157,7 @@ def bench(
             _figure(_PREFILL.name, prefill, {"HF generate": 1.0, "vLLM": 1.0}),
         ]
         modes = [mode.mode for mode in supported_modes(engine.device) if mode.available]
-        report(f"overlap gain of {', '.join(modes)}")
-        overlaps = measure_overlap(engine, modes, repeats=repeats)
+        overlaps = measure_overlap(engine, modes, repeats=repeats, report=report)
         if "processes" in modes:
             gains = [overlap.gain for overlap in overlaps["processes"]]
             figures.append(Figure("overlap gain, processes: 512 with 1@512", "×", gains, targets={"": 1.3}))

@@ -204,8 +204,7 @@ def compare(
                 checks = [judge.check(r.prompt, r.output, e) for r, e in zip(result.requests, expected, strict=True)]
                 runs[mode].checks.append(checks)
         if overlap:
-            report("measuring the overlap gain")
-            for mode, overlaps in measure_overlap(engine, chosen, repeats=repeats).items():
+            for mode, overlaps in measure_overlap(engine, chosen, repeats=repeats, report=report).items():
                 runs[mode].overlaps.extend(overlaps)
         engine.set_mode(before)
         name = f"transformers {engine.model.name}, {str(engine.dtype).removeprefix('torch.')}"

@@ -11,7 +11,7 @@ batch would be called slow, and every gain large.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from statistics import median
 from typing import Literal
@@ -71,19 +71,23 @@ def measure_overlap(
     context: int = 512,
     seconds: float = 3.0,
     repeats: int = 3,
+    report: Callable[[str], None] = lambda _: None,
 ) -> dict[str, list[Overlap]]:
     """Measure each mode `repeats` times, interleaved: per round, each phase alone and then every mode with both.
 
     Prompts of `prefill_tokens` are always waiting; `decode_batch` requests of `context` tokens decode all
     the while. Each run lasts `seconds` after it has settled. The engine is left in its present mode. A mode may
-    carry options: `"chunked:chunk_tokens=256"`.
+    carry options: `"chunked:chunk_tokens=256"`. `report` is told what happens next.
     """
     before, found = engine.mode, {mode: [] for mode in modes}  # type: tuple[str, dict[str, list[Overlap]]]
     shape = Shape(prefill_tokens, decode_batch, context)
     for number in range(repeats + 1):
         window = seconds if number else WARM_UP_SECONDS
+        turn = f"overlap gain, round {number} of {repeats}" if number else "overlap gain, warming up"
+        report(f"{turn}: each phase alone")
         alone = rates_alone(engine, shape, window)
         for mode in modes:
+            report(f"{turn}: {mode}")
             overlap = overlap_in(engine, mode, shape, window, alone)
             if number:  # round 0 warms up
                 found[mode].append(overlap)

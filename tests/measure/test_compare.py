@@ -162,7 +162,11 @@ class TestOverlap:
         assert Overlap("sequential", 1000, 50, 1000, 0).decode_slowdown is None
 
     def test_both_phases_get_something_done_in_two_lanes_and_only_prefill_in_turns(self, engine: Engine) -> None:
-        found = measure_overlap(engine, ["sequential", "processes"], 64, 2, 32, seconds=0.3, repeats=1)
+        told: list[str] = []
+        found = measure_overlap(
+            engine, ["sequential", "processes"], 64, 2, 32, seconds=0.3, repeats=1, report=told.append
+        )
+        assert len(told) == 6 and told[-1] == "overlap gain, round 1 of 1: processes", "nobody waits in silence"
         [turns], [split] = found["sequential"], found["processes"]
         assert turns.prefill_alone > 0 and turns.decode_alone > 0
         assert turns.prefill > 0 and turns.decode == 0  # prompts always wait, and in turns prefill goes first
