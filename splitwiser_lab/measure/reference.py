@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
     import torch
+
+_KEPT = 64  # logits at each place
 
 
 @dataclass(frozen=True)
@@ -113,20 +116,22 @@ class Reference:
         """What the model says at the place of each of `tokens` after a prompt."""
         import torch
 
-        everything, first = [*prompt, *tokens[:-1]], len(prompt) - 1
-        rounded = self._all_logits(self.model, everything)[first:]
+        rounded = self._last_logits(prompt, tokens)
         if self.model.dtype not in (torch.float16, torch.bfloat16):
             return Choices(rounded, rounded)
         with _in_float32(self.model):
-            return Choices(rounded, self._all_logits(self.model, everything)[first:])
+            return Choices(rounded, self._last_logits(prompt, tokens))
 
-    def _all_logits(self, model: Any, tokens: Sequence[int]) -> torch.Tensor:
-        """Logits [tokens, vocabulary] after each of `tokens`."""
+    def _last_logits(self, prompt: Sequence[int], tokens: Sequence[int]) -> torch.Tensor:
+        """Logits [tokens, vocabulary] at the place of each of `tokens`."""
         import torch
 
+        ids = torch.tensor([[*prompt, *tokens[:-1]]], device=self.model.device)
+        known = inspect.signature(self.model.forward).parameters  # those of the prompt are many, and nobody's choice
+        fewer = {"logits_to_keep": len(tokens)} if "logits_to_keep" in known else {}
         with torch.inference_mode():
-            out: torch.Tensor = model(torch.tensor([list(tokens)], device=model.device)).logits[0]
-        return out
+            out: torch.Tensor = self.model(ids, use_cache=False, **fewer).logits[0]
+        return out[-len(tokens) :]
 
 
 @contextmanager
@@ -148,8 +153,7 @@ class Continuation:
     def __init__(self, reference: Reference, prompt: Sequence[int], tokens: Sequence[int]) -> None:
         """Use `Reference.continuation`."""
         self._reference, self._prompt, self._tokens = reference, list(prompt), list(tokens)
-        self._exact: torch.Tensor | None = None  # [tokens, vocabulary], on the host
-        self._resolution: torch.Tensor | None = None
+        self._known: _Largest | None = None
 
     def check(self, ours: Sequence[int]) -> TokenCheck:
         """As `Reference.check`."""
@@ -159,11 +163,33 @@ class Continuation:
             return TokenCheck()
         if same == min(len(ours), len(theirs)):  # one is the other's beginning: nothing was chosen differently
             return TokenCheck(same, float("inf"), 0.0)
-        if self._exact is None or self._resolution is None:
-            said = self._reference.choices(self._prompt, theirs)
-            self._exact, self._resolution = said.exact.cpu(), said.resolution.cpu()
-        gap = float(self._exact[same, theirs[same]] - self._exact[same, ours[same]])
-        return TokenCheck(same, gap, float(self._resolution[same]))
+        if self._known is None:
+            self._known = _Largest.of(self._reference.choices(self._prompt, theirs))
+        told = [self._known.logit(same, token) for token in (theirs[same], ours[same])]
+        if None in told:  # too far below the others to be kept
+            exact = self._reference.choices(self._prompt, theirs[: same + 1]).exact[-1]
+            told = [float(exact[token]) for token in (theirs[same], ours[same])]
+        return TokenCheck(same, cast(float, told[0]) - cast(float, told[1]), self._known.resolution[same])
+
+
+@dataclass(frozen=True)
+class _Largest:
+    """Of the exact logits at each of some places the largest, and the token of each, on the host."""
+
+    logits: torch.Tensor  # [places, kept]
+    tokens: torch.Tensor  # [places, kept]
+    resolution: list[float]
+
+    @classmethod
+    def of(cls, said: Choices) -> _Largest:
+        """Not all of them: a hundred thousand for each token of each request is slow to bring to the host."""
+        logits, tokens = said.exact.topk(min(_KEPT, said.exact.shape[-1]))
+        return cls(logits.cpu(), tokens.cpu(), said.resolution.tolist())
+
+    def logit(self, place: int, token: int) -> float | None:
+        """A token's, None if it is not among the largest."""
+        found = (self.tokens[place] == token).nonzero()
+        return float(self.logits[place, found[0, 0]]) if len(found) else None
 
 
 def _common_prefix(a: Sequence[int], b: Sequence[int]) -> list[int]:

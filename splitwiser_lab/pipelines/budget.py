@@ -55,7 +55,10 @@ class Pace:
         self._references[output] = seconds
 
     def round_took(self, name: str, output: int, arrivals: object, seconds: float) -> None:
-        """Of one round, its tokens checked; `arrivals` is None where all requests came at once."""
+        """Of one round; `arrivals` is None where all requests came at once.
+
+        Checking its tokens is not in it: that takes long once, when the reference is first asked about a request.
+        """
         self._rounds[name, output, arrivals] = seconds
 
     def start(self) -> float:

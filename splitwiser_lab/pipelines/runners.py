@@ -23,7 +23,10 @@ class Launched(Protocol):
     """A way to do the work that has processes of its own."""
 
     def launch(self, workload: Workload) -> None:
-        """Start them for work like this, unless they run, without waiting for them."""
+        """Start them for work like this, unless they run, without waiting for them.
+
+        Called again once all ways were: start those that had to wait for another's.
+        """
         ...
 
 

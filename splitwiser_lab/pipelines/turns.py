@@ -139,7 +139,7 @@ class Turns:
         return ready
 
     def _launch(self, output: int, work: Workload) -> None:
-        longest = 0.0
+        longest, started = 0.0, list[Callable[[Workload], None]]()
         for name, runner in self.runners.items():
             if not isinstance(runner, Launched) or name in self.skipped:
                 continue
@@ -149,8 +149,12 @@ class Turns:
             begun = self.budget.now()
             with suppress(HardwareError, LaneError, ModeError):  # the warm-up comes to it again, and knows what to do
                 runner.launch(work)
+                started.append(runner.launch)
             self._launched.add(name)
             longest = max(longest, self.budget.now() - begun)
+        for launch in started:  # now those of their processes that waited for another's
+            with suppress(HardwareError, LaneError, ModeError):
+                launch(work)
 
     def _start(self, name: str, output: int, ready: Sequence[str]) -> bool:
         """Start a way and run it once. False where it cannot run, or where no time would be left to measure it."""
@@ -241,8 +245,8 @@ class Turns:
             self._leave_out([other for other in self._wanted if other[:2] == cell[:2]], str(error))
             self._ready[output].remove(name)
             return
-        checks = list(map(self._checks[output], range(len(work)), map(tuple, tokens)))
         self._pace.round_took(name, output, rate, self.budget.now() - begun)
+        checks = list(map(self._checks[output], range(len(work)), map(tuple, tokens)))
         row = self._rows.setdefault(cell, self._row(name, output, per_second))
         row.judge(checks)
         row.add(figures)

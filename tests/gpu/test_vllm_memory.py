@@ -30,7 +30,7 @@ layers = [torch.arange(9 * 2 * 16 * 3 * 8, device="cuda", dtype=torch.float32).v
 pages = Pages(layers, 9)
 with stopwatch("save", memory.on_gpu) as moved:
     moved["0"] = pages.move(Job("0", "save", [7, 2], pages.page_bytes), memory)
-print(json.dumps(stopwatch.take(["0"])))
+print(json.dumps(stopwatch.take()))
 """
 
 

@@ -44,7 +44,7 @@ class Engine:
         role = (settings["kv_transfer"] or {}).get("kv_role")
         self.part = {"kv_producer": "prefill", "kv_consumer": "decode"}.get(role, "both")
         self.running: dict[str, dict] = {}
-        self.steps = 0
+        self.steps, self.moved = 0, []
 
     def add(self, request: dict) -> None:
         loaded = (request["transfer"] or {}).get("what") == "load"
@@ -58,7 +58,7 @@ class Engine:
         if self.fault[:2] == ["die", self.part] and self.steps == int(self.fault[2]):
             print("the fake engine was told to die", file=sys.stderr, flush=True)
             os.kill(os.getpid(), signal.SIGKILL)
-        start, tokens, finished, moved = time.monotonic(), [], [], []
+        start, tokens, finished = time.monotonic(), [], []
         time.sleep(0.2 if self.fault == ["slow"] else 0.001)
         for name, request in list(self.running.items()):
             now = time.monotonic()
@@ -66,7 +66,7 @@ class Engine:
                 request["scheduled"], request["first"] = start, now
                 if request["transfer"]:
                     what, count = request["transfer"]["what"], request["transfer"]["tokens"]
-                    moved.append([what, 1000 * -(-count // 32), 0.001, name])
+                    self.moved.append([what, 1000 * -(-count // 32), 0.001, name])
             token = next_token(request["known"])
             request["known"].append(token)
             request["left"] -= 1
@@ -77,7 +77,12 @@ class Engine:
                 reason = "stop" if token in request["stop"] else "length"
                 finished.append({"id": name, "reason": reason, **times, "last": now, "preemptions": 0})
         self.steps += 1
-        say(self.line, kind="step", start=start, end=time.monotonic(), tokens=tokens, finished=finished, moved=moved)
+        say(self.line, kind="step", start=start, end=time.monotonic(), tokens=tokens, finished=finished)
+
+    def tell_moved(self) -> None:
+        say(self.line, kind="step", start=time.monotonic(), end=time.monotonic(), tokens=[], finished=[])  # a last one
+        say(self.line, kind="moved", moved=self.moved)
+        self.moved = []
 
 
 def say(line: Connection, **message: object) -> None:
@@ -127,7 +132,10 @@ def main(fd: int, *lifeline: int) -> None:
     while True:
         try:
             while True:
-                for request in said.get(block=not engine.running)["requests"]:
+                message = said.get(block=not engine.running)
+                if "requests" not in message:
+                    engine.tell_moved()
+                for request in message.get("requests", ()):
                     engine.add(request)
         except Empty:
             pass

@@ -82,7 +82,9 @@ def test_an_engine_on_a_gpu_captures_its_decode_steps_and_no_more(gpu: None) -> 
     prefill, decode = told(VllmPlacement.of("split", 2))
     assert (prefill["max_cudagraph_capture_size"], decode["max_cudagraph_capture_size"]) == (128, 128)
     (chunks,) = told(VllmPlacement.of("sequential", chunk_tokens=512))
-    assert chunks["max_num_batched_tokens"] == 512 and chunks["max_cudagraph_capture_size"] == 128
+    assert chunks["max_num_batched_tokens"] == 512 and chunks["max_cudagraph_capture_size"] == 512
+    (longer,) = told(VllmPlacement.of("sequential", chunk_tokens=2048))
+    assert longer["max_num_batched_tokens"] == 2048 and longer["max_cudagraph_capture_size"] == 512
 
 
 def test_what_vllm_compiles_does_not_hang_on_the_size_of_its_cache_or_the_folder(gpu: None) -> None:
@@ -166,6 +168,12 @@ def test_engines_of_a_known_kind_start_side_by_side(
             for each in (chunks, more):
                 each.launch(work)
             assert _asked(events) == ["engine 0", "engine 0", "engine 1"], "a new kind compiles beside a known one"
+            with made.beside("replicas", 3, chunk_tokens=32) as later:
+                later.launch(work)
+                assert _asked(events)[3:] == [], "it waits for nobody, and leaves its engines for later"
+                later.launch(work)
+                assert _asked(events)[3:] == ["-", *(f"engine {number}" for number in range(3))]
+                assert later.generate(prompts_of(9), 4, ignore_eos=True).tokens == [continued(prompts_of(9)[0], 4)]
             assert more.generate(prompts_of(9), 4, ignore_eos=True).tokens == [continued(prompts_of(9)[0], 4)]
         events.clear()
         with made.beside("sequential", chunk_tokens=64) as first:
@@ -263,9 +271,9 @@ def test_the_stopwatch_knows_who_moved_what(engine_side: None) -> None:
         moved["3"] = 5.0
     with watch("load"):
         pass
-    (save, nbytes, seconds, who), load = watch.take(["3", "9"])
+    (save, nbytes, seconds, who), load, other = watch.take()
     assert (save, nbytes, who, *load[:2], load[3]) == ("save", 60, "3", "load", 5, "3") and seconds > 0
-    assert [each[:2] for each in watch.take(["3", "4"])] == [["save", 20]], "what was taken is gone"
+    assert (*other[:2], other[3]) == ("save", 20, "4") and not watch.take(), "what was taken is gone"
 
 
 def test_what_a_gpu_moves_is_waited_for_when_it_is_told(engine_side: None, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -291,4 +299,4 @@ def test_what_a_gpu_moves_is_waited_for_when_it_is_told(engine_side: None, monke
     with watch("save", on_gpu=True) as moved:
         moved["7"] = 100.0
     assert events == ["record", "record"], "the host goes on"
-    assert watch.take(["7"]) == [["save", 100, 0.25, "7"]] and events[2:] == ["wait"]
+    assert watch.take() == [["save", 100, 0.25, "7"]] and events[2:] == ["wait"]

@@ -13,6 +13,7 @@ from splitwiser_lab.pipelines.vllm.source import VllmModel
 
 _BATCHED_TOKENS = {"cpu": 2048, "cuda": 8192}  # of a step, where prompts stay whole
 _GRAPH_STEP, _SMALL_GRAPHS = 8, (1, 2, 4)  # tokens between two batch sizes that vLLM captures, and those below
+_MOST_CAPTURED = 512  # tokens: vLLM's own limit by default
 
 
 def engine_arguments(
@@ -51,7 +52,7 @@ def engine_arguments(
     if kind == "cpu":
         return given
     if not given["enforce_eager"]:
-        given["max_cudagraph_capture_size"] = _largest_graph(sequences)
+        given["max_cudagraph_capture_size"] = _largest_graph(max(sequences, min(chunk or 0, _MOST_CAPTURED)))
     total = torch.cuda.get_device_properties(device).total_memory
     given["gpu_memory_utilization"] = round(min(0.9, (kv_bytes + model.weight_bytes) / total + 0.02), 3)
     # vLLM compiles anew for each number of bytes, though nothing that it compiles depends on them, but not for each
@@ -61,10 +62,10 @@ def engine_arguments(
     return given | {"kv_cache_memory_bytes": smallest, "num_gpu_blocks_override": kv_bytes // block}
 
 
-def _largest_graph(sequences: int) -> int:
-    """Tokens of the largest step that is captured: every decode step of a full batch, and no more.
+def _largest_graph(tokens: int) -> int:
+    """Tokens of the largest step that is captured: every decode step of a full batch or every chunk, and no more.
 
-    vLLM would capture twice that by itself; but a step with a whole prompt in it is longer still, and is not captured
+    vLLM would capture more by itself; but a step with a whole prompt in it is longer still, and is not captured
     either way, so that half of the captures, and their seconds at each start, serve nothing here.
     """
-    return next((size for size in _SMALL_GRAPHS if size >= sequences), -(-sequences // _GRAPH_STEP) * _GRAPH_STEP)
+    return next((size for size in _SMALL_GRAPHS if size >= tokens), -(-tokens // _GRAPH_STEP) * _GRAPH_STEP)

@@ -33,14 +33,16 @@ class VllmExperiment:
     seed: int = 0
     rates: tuple[Rate, ...] = ()
     settings: EngineSettings = field(default_factory=EngineSettings)
+    warm_up_requests: int | None = None  # all: a GPU's kernels are chosen and loaded when a size first comes
 
     def workload(self, output: int) -> Workload:
         """Random prompts, the same for every placement and output length."""
         return Workload.closed(self.requests, self.input, output, self.seed)
 
     def warm_up(self, output: int, processes: int) -> Workload:
-        """The first of these requests: two for each of so many engines."""
-        return self.workload(output).head(2 * processes)
+        """The first of these requests: `warm_up_requests` for each of so many engines, None: all."""
+        whole = self.workload(output)
+        return whole if self.warm_up_requests is None else whole.head(self.warm_up_requests * processes)
 
     def with_knobs(
         self,
@@ -106,6 +108,6 @@ def _small() -> tuple[VllmPlacement, ...]:
 
 # `paper`: the paper's N engines on work that lasts seconds on today's GPUs; run llama-3.2-1b-shape by --model, too.
 VLLM_EXPERIMENTS: dict[Scale, VllmExperiment] = {
-    "small": VllmExperiment("smollm2-135m", 128, (24,), 8, _small(), batch=8),
+    "small": VllmExperiment("smollm2-135m", 128, (24,), 8, _small(), batch=8, warm_up_requests=2),
     "paper": VllmExperiment("opt-125m-shape", 1024, (128,), 128, _paper()),
 }

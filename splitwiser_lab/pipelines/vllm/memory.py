@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import math
+import os
+import shutil
+import tempfile
 from dataclasses import astuple, dataclass
 from itertools import pairwise
+from pathlib import Path
 
 import torch
 
@@ -21,6 +25,7 @@ _LARGEST_BLOCK = 128  # tokens: that it may choose on a GPU
 _SPARE_TOKENS = 2 * _LARGEST_BLOCK  # vLLM keeps one empty block for itself
 _MOST_HAND_OFF = 2 * _GIB
 _FEWEST_SLOTS, _MOST_SLOTS = 2, 64
+_RAM_FOLDER = Path("/dev/shm")
 
 
 @dataclass(frozen=True)
@@ -116,3 +121,14 @@ def _up(tokens: int, block: int) -> int:
 
 def _gib(nbytes: float) -> str:
     return f"{nbytes / _GIB:.2f} GiB"
+
+
+def folder_for(nbytes: int) -> tempfile.TemporaryDirectory[str]:
+    """A folder in memory with room for this much, else one among the temporary files. Raises HardwareError."""
+    for place in (_RAM_FOLDER, Path(tempfile.gettempdir())):
+        if place.is_dir() and os.access(place, os.W_OK) and shutil.disk_usage(place).free > nbytes:
+            return tempfile.TemporaryDirectory(prefix="splitwiser-kv-", dir=place, ignore_cleanup_errors=True)
+    raise HardwareError(
+        f"the connector 'example' needs {nbytes / 2**20:.0f} MiB of files for keys and values, and neither "
+        f"{_RAM_FOLDER} nor {tempfile.gettempdir()} has that much room: use connector='shared'."
+    )

@@ -151,9 +151,11 @@ class VllmPipeline:
     def launch(self, workload: Any) -> None:
         """Start the engines for this workload, unless they run, and do not wait for them: the next run does.
 
-        On a GPU it waits for an engine that compiles what no other has compiled before.
+        On a GPU an engine waits for another that compiles for the same; called again, this starts it, too.
         """
-        self._launched(self._requests(workload))
+        team, new = self._launched(self._requests(workload))
+        if not new:
+            team.start_rest()
 
     def close(self) -> None:
         """End all engines. Closing twice does nothing."""
@@ -182,6 +184,7 @@ class VllmPipeline:
             request.arrival += origin
         try:
             drive(team, policy, requests, progress.listen)
+            hand_offs = progress.hand_offs(team.moved())
         except BaseException:  # also an interrupt: what is under way would answer into the next run
             self._stop()
             raise
@@ -193,7 +196,7 @@ class VllmPipeline:
             self.tokenizer,
             placement=str(self._placement),
             spawn_s=spawned,
-            hand_offs=tuple(sorted(progress.hand_offs, key=lambda hand_off: hand_off.batch)),
+            hand_offs=hand_offs,
             engines=tuple(team.facts),
         )
 

@@ -9,19 +9,25 @@ import signal
 import socket
 import subprocess
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+import psutil
+import torch
+
 from splitwiser_lab.errors import LaneError, ModeError
 from splitwiser_lab.lanes.child import Child
 from splitwiser_lab.lanes.mps import MpsShare
+from splitwiser_lab.lanes.support import index_of
 from splitwiser_lab.measure.peers import find_vllm
 
 PROGRAM = Path(__file__).with_name("engine_side") / "run_engine.py"
 VERSIONS = ((0, 24), (0, 32))  # oldest and newest that were tried
 _SAID_LINES = 8
+_END_SECONDS = 10.0
 
 
 def vllm_python(given: str | None) -> str:
@@ -46,6 +52,20 @@ def check_version(version: str, python: str) -> None:
         f"{python} has vLLM {version}, and this pipeline knows {known}: set up one of these in an environment of its "
         "own (`make vllm` does so for a CPU)."
     )
+
+
+def engine_environment(device: torch.device) -> dict[str, str]:
+    """What vLLM reads from its environment."""
+    own = {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1"}
+    if device.type == "cpu":  # one process: vLLM would set a core aside for its scheduler
+        return own | {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
+    seen = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    index = index_of(device)
+    only = seen[index] if index < len(seen) and seen[index] else str(index)
+    # As vLLM comes: the core, which schedules and computes, in a process beside the one that makes outputs. It is
+    # spawned, since a fork would hold this end's socket open.
+    core = {"VLLM_ENABLE_V1_MULTIPROCESSING": "1", "VLLM_WORKER_MULTIPROC_METHOD": "spawn"}
+    return {"VLLM_USE_FLASHINFER_SAMPLER": "0", **own, **core, "CUDA_VISIBLE_DEVICES": only}
 
 
 class EngineProcess(Child):
@@ -115,6 +135,7 @@ class EngineProcess(Child):
         super().end()
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGKILL)
+            _await_end_of_group(self._process.pid)  # on a GPU its core holds the memory
         if not self._output.closed:
             self._words = self._tail()
             self._output.close()
@@ -124,6 +145,20 @@ class EngineProcess(Child):
         self._output.seek(0)
         lines = self._output.read().decode(errors="replace").splitlines()
         return "\n".join(line for line in lines[-_SAID_LINES:] if line.strip())
+
+
+def _await_end_of_group(group: int) -> None:
+    """Wait until no process of a killed group runs: what one has started is nobody's child here."""
+    until = time.monotonic() + _END_SECONDS
+    while time.monotonic() < until and any(_runs_in(group, process) for process in psutil.process_iter(["status"])):
+        time.sleep(0.01)
+
+
+def _runs_in(group: int, process: psutil.Process) -> bool:
+    try:
+        return os.getpgid(process.pid) == group and process.info["status"] != psutil.STATUS_ZOMBIE
+    except (ProcessLookupError, PermissionError):
+        return False
 
 
 def _for_another_python(around: Mapping[str, str]) -> dict[str, str]:

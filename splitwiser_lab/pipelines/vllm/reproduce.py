@@ -120,14 +120,16 @@ class _Placed:
         self._pipeline = stack.enter_context(made)
         self._most = experiment.workload(max(experiment.outputs))
         self._start: dict[str, float | None] = {}  # what the last start cost, where it was the only one
+        self._launched = False
         self.version = ""
 
     def launch(self, workload: Workload) -> None:
         """Start its engines and do not wait; what a start costs is not known then."""
         self._pipeline.launch(self._most)
+        self._launched = True
 
     def __call__(self, workload: Workload) -> tuple[dict[str, Any], list[list[int]]]:
-        starting = not self._pipeline.pids
+        starting, self._launched = not (self._pipeline.pids or self._launched), False
         free = settled_free_bytes(self._pipeline.device) if starting else 0
         if starting:
             self._pipeline.start(self._most)

@@ -73,12 +73,12 @@ class _Lane:
 
 @dataclass
 class _Moved:
-    """A request's hand-off as far as it is known."""
+    """A request's way from prefill to decode: when its first token was there and when decode took it up."""
 
     written: float
-    nbytes: int = 0
-    write_s: float = 0.0
-    load_s: float = 0.0
+    scheduled: float | None = None
+    cached: int = 0
+    recomputed: int = 0
 
 
 class Progress:
@@ -91,7 +91,6 @@ class Progress:
         self._lanes = {role.name: _Lane() for role in placement.roles}
         self._first_steps: dict[tuple[str, int], int] = {}
         self._moved: dict[int, _Moved] = {}
-        self.hand_offs: list[VllmHandOff] = []
 
     def listen(self, engine: str, step: Step) -> None:
         """Take one step of an engine."""
@@ -108,12 +107,6 @@ class Progress:
             request.token_times += [step["end"]] * len(tokens)
         for index in new:
             self._moved.setdefault(index, _Moved(step["end"]))  # by the first of its engines
-        for what, nbytes, seconds, name in step["moved"]:
-            moved = self._moved[int(name)]
-            if what == "save":
-                moved.nbytes, moved.write_s = nbytes, seconds
-            else:
-                moved.load_s = seconds
         for end in step["finished"]:
             self._end(engine, lane, end)
 
@@ -127,15 +120,24 @@ class Progress:
             request.token_times[1], request.token_times[-1] = end["first"], end["last"]
             moved = self._moved[index]
             request.hand_off = moved.written
-            waited = max(0.0, end["scheduled"] - moved.written)
-            self.hand_offs.append(
-                VllmHandOff(index, moved.nbytes, moved.write_s, waited, moved.load_s, cached, known - cached)
-            )
+            moved.scheduled, moved.cached, moved.recomputed = end["scheduled"], cached, known - cached
         else:
             request.scheduled = end["scheduled"]
             request.token_times[0], request.token_times[-1] = end["first"], end["last"]
         if part != "prefill" or end["reason"] == "stop" or request.sampling.max_new_tokens == 1:
             request.finish(end["reason"], request.token_times[-1])
+
+    def hand_offs(self, told: Sequence[Sequence[Any]]) -> tuple[VllmHandOff, ...]:
+        """What was handed over, request by request; `told` are the engines' `[what, bytes, seconds, request]`."""
+        noted = {(what, int(name)): (nbytes, seconds) for what, nbytes, seconds, name in told}
+        found = []
+        for index, moved in sorted(self._moved.items()):
+            if moved.scheduled is None:  # its first token was its last
+                continue
+            (nbytes, write_s), (_, load_s) = (noted.get((what, index), (0, 0.0)) for what in ("save", "load"))
+            waited = max(0.0, moved.scheduled - moved.written)
+            found.append(VllmHandOff(index, nbytes, write_s, waited, load_s, moved.cached, moved.recomputed))
+        return tuple(found)
 
     def timeline(self, origin: float, options: dict[str, Any]) -> Timeline:
         """All that happened, on a clock that starts with the run."""

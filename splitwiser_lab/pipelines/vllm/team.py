@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from splitwiser_lab.errors import HardwareError, LaneError, ModeError
+from splitwiser_lab.errors import LaneError, ModeError
 from splitwiser_lab.hardware import free_memory_bytes
 from splitwiser_lab.lanes.mps import MpsDaemon, MpsShare
 from splitwiser_lab.lanes.support import index_of
@@ -21,16 +22,16 @@ from splitwiser_lab.model import products
 from splitwiser_lab.pipelines.memory import settled_free_bytes
 from splitwiser_lab.pipelines.team import daemon_for
 from splitwiser_lab.pipelines.vllm.arguments import engine_arguments
-from splitwiser_lab.pipelines.vllm.memory import Work, kv_budget
+from splitwiser_lab.pipelines.vllm.memory import Work, folder_for, kv_budget
 from splitwiser_lab.pipelines.vllm.placement import EngineRole, VllmPlacement
-from splitwiser_lab.pipelines.vllm.process import EngineProcess, check_version
+from splitwiser_lab.pipelines.vllm.process import EngineProcess, check_version, engine_environment
 from splitwiser_lab.pipelines.vllm.settings import EngineSettings
 from splitwiser_lab.pipelines.vllm.source import VllmModel
 from splitwiser_lab.shared_memory import Buffer, DeviceHandle, allocate
 
 _START_SECONDS = 600.0  # a first start on a GPU compiles
-_RAM_FOLDER = Path("/dev/shm")
 _Kind = tuple[object, ...]  # what vLLM compiles for: engines of one kind share the result, which it keeps
+_Start = Callable[[], None]
 
 
 @dataclass(frozen=True)
@@ -57,9 +58,9 @@ class Team:
     ) -> None:
         """Start all engines; `await_ready` waits until each can take requests.
 
-        On a GPU the first of its kind compiles; others start once it has, and find the result. Raises
-        HardwareError with the sum when there is no room, ModeError for a vLLM that is missing or unknown, LaneError
-        when an engine does not start.
+        On a GPU the first of its kind compiles; the others start once it has, by `start_rest`, and find the result.
+        Raises HardwareError with the sum when there is no room, ModeError for a vLLM that is missing or unknown,
+        LaneError when an engine does not start.
         """
         self.placement, self.work = placement, work
         self.spawn_seconds: list[float] = []
@@ -68,6 +69,7 @@ class Team:
         self._python, self._model, self._device, self._settings = python, model, torch.device(device), settings
         self._buffer, self._folder = None, None
         self._begun, self._waiting = time.perf_counter(), list[str]()  # names of engines that were not waited for
+        self._later: list[tuple[_Kind, _Start]] = []
         host = free_memory_bytes("cpu")
         self.budget = kv_budget(placement, model, device, work, settled_free_bytes(device), host)
         self._daemon: MpsDaemon | None = daemon_for(index_of(self._device)) if placement.mps else None
@@ -78,8 +80,21 @@ class Team:
             self.close()
             raise
 
+    def start_rest(self) -> None:
+        """Start the engines that were left for later, each as soon as the first of its kind has compiled."""
+        try:
+            while self._later:
+                kind, start = self._later[0]
+                _await_first(kind)
+                start()
+                del self._later[0]
+        except BaseException:
+            self.close()
+            raise
+
     def await_ready(self) -> None:
         """Wait until every engine can take requests. Raises as the constructor does; then all have ended."""
+        self.start_rest()
         try:
             while self._waiting:
                 self._await_start(self._waiting[0])
@@ -100,7 +115,8 @@ class Team:
         """Whether every engine can take requests."""
         awaited = (child for name, child in self._children.items() if name not in self._waiting)
         words = any(child.connection.poll() for child in awaited)  # the others may tell of their start
-        return bool(self._children) and not words and not any(child.gone for child in self._children.values())
+        some = bool(self._children or self._later)
+        return some and not words and not any(child.gone for child in self._children.values())
 
     def send(self, name: str, requests: list[dict[str, Any]]) -> None:
         """Give requests to an engine."""
@@ -111,6 +127,16 @@ class Team:
         names = {child.connection: name for name, child in self._children.items()}
         ready = wait(list(names), timeout)
         return [(names[c], self._children[names[c]].hear()) for c in ready]  # type: ignore[index]
+
+    def moved(self) -> list[list[Any]]:
+        """`[what, bytes, seconds, request]` of all that the run which has ended handed over."""
+        told: list[list[Any]] = []
+        for child in self._children.values() if self.placement.connector else ():
+            child.ask({"moved": True})
+            while (said := child.hear())["kind"] != "moved":  # a last step, without a token
+                pass
+            told += said["moved"]
+        return told
 
     def clear(self) -> None:
         """Remove what a run has handed over through files, so that the next finds none of it."""
@@ -123,6 +149,7 @@ class Team:
         for kind in [kind for kind, first in _first.items() if first and first[0] is self]:
             del _first[kind]  # it has compiled nothing
         self._waiting.clear()
+        self._later.clear()
         for child in self._children.values():
             child.let_go()
         for child in self._children.values():
@@ -139,7 +166,7 @@ class Team:
         if self.placement.connector == "shared":
             self._buffer = allocate(max(1, self.budget.slots * self.budget.slot_bytes), str(self._device))
         elif self.placement.connector == "example":
-            self._folder = _folder_for(self.work.requests * self.budget.slot_bytes)
+            self._folder = folder_for(self.work.requests * self.budget.slot_bytes)
 
     def _start(self) -> None:
         on_cpu = self._device.type == "cpu"
@@ -151,27 +178,26 @@ class Team:
             arguments = engine_arguments(
                 self._model, self.placement, role, self.work, self._settings, self._device, kv_bytes
             )
-            if not (on_cpu or arguments["enforce_eager"]):
-                self._let_the_first_compile(_kind(arguments, self.placement), role.name)
-            share = MpsShare(self._daemon, role.sm_share) if self._daemon and role.sm_share else None
-            child = EngineProcess(
-                role.name, self._python, self._environment(), inherited, share, self._model.folder.parent
-            )
-            self._children[role.name] = child
-            settings = {"engine_args": arguments, "kv_transfer": self._transfer(role)}
-            child.ask({**settings, "cores": cores if on_cpu else None, "products": self._products(role)})
-            self._waiting.append(role.name)
+            start = partial(self._start_one, role, arguments, cores if on_cpu else None, inherited)
+            kind = None if on_cpu or arguments["enforce_eager"] else _kind(arguments, self.placement)
+            if kind is not None and _compiling(kind):
+                self._later.append((kind, start))
+                continue
+            if kind is not None:
+                _first.setdefault(kind, (self, role.name))
+            start()
 
-    def _let_the_first_compile(self, kind: _Kind, name: str) -> None:
-        """Wait for an engine of this kind that is starting, of whatever team; without one, `name` is the first."""
-        team, first = _first.setdefault(kind, (self, name)) or (self, name)
-        if first not in team._waiting:
-            return
-        try:
-            team._await_start(first)
-        except BaseException:
-            team.close()
-            raise
+    def _start_one(
+        self, role: EngineRole, arguments: dict[str, Any], cores: list[int] | None, inherited: list[int]
+    ) -> None:
+        share = MpsShare(self._daemon, role.sm_share) if self._daemon and role.sm_share else None
+        child = EngineProcess(
+            role.name, self._python, engine_environment(self._device), inherited, share, self._model.folder.parent
+        )
+        self._children[role.name] = child
+        settings = {"engine_args": arguments, "kv_transfer": self._transfer(role)}
+        child.ask({**settings, "cores": cores, "products": self._products(role)})
+        self._waiting.append(role.name)
 
     def _await_start(self, name: str) -> None:
         child = self._children[name]
@@ -221,15 +247,6 @@ class Team:
             raise LaneError(f"vLLM's {name} did not start within {_START_SECONDS:.0f} s.")
         return child.hear()
 
-    def _environment(self) -> dict[str, str]:
-        own = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1"}
-        if self._device.type == "cpu":
-            return own
-        seen = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
-        index = index_of(self._device)
-        only = seen[index] if index < len(seen) and seen[index] else str(index)
-        return {"VLLM_USE_FLASHINFER_SAMPLER": "0", **own, "CUDA_VISIBLE_DEVICES": only}
-
     def _products(self, role: EngineRole) -> dict[str, Any] | None:
         """What an engine with some of a GPU's SMs multiplies before it starts; None for the others."""
         if self._device.type == "cpu" or role.sm_share in (None, 100):
@@ -265,15 +282,22 @@ def _described(buffer: Buffer | None) -> dict[str, Any]:
 _first: dict[_Kind, tuple[Team, str] | None] = {}  # who compiles for a kind, or None: somebody has
 
 
-def _folder_for(nbytes: int) -> tempfile.TemporaryDirectory[str]:
-    """A folder in memory with room for this much, else one among the temporary files. Raises HardwareError."""
-    for place in (_RAM_FOLDER, Path(tempfile.gettempdir())):
-        if place.is_dir() and os.access(place, os.W_OK) and shutil.disk_usage(place).free > nbytes:
-            return tempfile.TemporaryDirectory(prefix="splitwiser-kv-", dir=place, ignore_cleanup_errors=True)
-    raise HardwareError(
-        f"the connector 'example' needs {nbytes / 2**20:.0f} MiB of files for keys and values, and neither "
-        f"{_RAM_FOLDER} nor {tempfile.gettempdir()} has that much room: use connector='shared'."
-    )
+def _compiling(kind: _Kind) -> bool:
+    """Whether an engine of this kind, of whatever team, is starting for the first time."""
+    team, name = _first.get(kind) or (None, "")
+    return team is not None and name in team._waiting
+
+
+def _await_first(kind: _Kind) -> None:
+    """Wait for it. Raises as `await_ready`; then all engines of its team have ended."""
+    team, name = _first.get(kind) or (None, "")
+    if team is None or name not in team._waiting:
+        return
+    try:
+        team._await_start(name)
+    except BaseException:
+        team.close()
+        raise
 
 
 def _kind(arguments: dict[str, Any], placement: VllmPlacement) -> _Kind:

@@ -1,7 +1,8 @@
 """One vLLM engine: requests come as lines of JSON through a socket, what each step did goes back.
 
 Run by vLLM's own Python, by path, so that only this folder is added to its modules: vLLM finds the connectors
-beside this file by name. The process ends as soon as its parent closes the socket, also while it starts.
+beside this file by name. The process ends as soon as its parent closes the socket, also while it starts, and with it
+the one that computes: on a GPU vLLM runs the engine's core in a further process, as it comes.
 """
 
 from __future__ import annotations
@@ -19,8 +20,6 @@ import traceback
 from multiprocessing.connection import Connection
 from typing import Any
 
-from splitwiser_stopwatch import stopwatch
-
 _NO_DAEMON = 75  # exit code when the MPS daemon has gone
 
 
@@ -37,7 +36,7 @@ class Line:
             while True:
                 self._said.put(json.loads(self._connection.recv_bytes()))
         except (EOFError, OSError):
-            os._exit(0)
+            os.killpg(0, signal.SIGKILL)  # this process and the engine's core: the parent has given them a group
 
     def hear(self, wait: bool) -> dict[str, Any] | None:
         """The next message; None when there is none and `wait` is false."""
@@ -98,21 +97,23 @@ class Server:
         arguments = dict(settings["engine_args"])
         if settings["kv_transfer"] is not None:
             arguments["kv_transfer_config"] = KVTransferConfig(**settings["kv_transfer"])
+            arguments["worker_extension_cls"] = "splitwiser_extension.SplitwiserExtension"
         self._vllm, self._line = vllm, line
         self._engine = vllm.LLMEngine.from_engine_args(vllm.EngineArgs(**arguments))
         cache = self._engine.vllm_config.cache_config
         self.facts = {"kv_blocks": cache.num_gpu_blocks, "block_size": cache.block_size}
-        if shared := sys.modules.get("splitwiser_shared"):  # loaded by vLLM where it is this engine's connector
-            self.facts["page_bytes"] = shared.pages.page_bytes
+        if settings["kv_transfer"] is not None:
+            (self.facts["page_bytes"],) = self._engine.collective_rpc("splitwiser_page_bytes")
 
     def serve(self) -> None:
         """Take requests and step until the parent lets go, which ends the process."""
         while True:
-            busy = self._engine.has_unfinished_requests()
-            while (message := self._line.hear(wait=not busy)) is not None:
-                for request in message["requests"]:
+            while (message := self._line.hear(wait=not self._engine.has_unfinished_requests())) is not None:
+                if "requests" not in message:
+                    (moved,) = self._engine.collective_rpc("splitwiser_moved")
+                    self._line.say({"kind": "moved", "moved": moved})
+                for request in message.get("requests", ()):
                     self._add(request)
-                busy = True
             self._step()
 
     def _add(self, request: dict[str, Any]) -> None:
@@ -141,9 +142,7 @@ class Server:
                 tokens.append([name, list(part.token_ids)])
             if output.finished:
                 finished.append({"id": name, "reason": part.finish_reason, **_times(output)})
-        moved = stopwatch.take([name for name, _ in tokens])  # before its first token here is known to others
-        said = {"start": start, "end": end, "tokens": tokens, "finished": finished, "moved": moved}
-        self._line.say({"kind": "step", **said})
+        self._line.say({"kind": "step", "start": start, "end": end, "tokens": tokens, "finished": finished})
 
 
 def _compute_on(cores: list[int]) -> None:

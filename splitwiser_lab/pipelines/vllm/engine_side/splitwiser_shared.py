@@ -30,8 +30,8 @@ class Jobs(KVConnectorMetadata):  # type: ignore[misc]
 class SharedConnector(KVConnectorBase_V1):  # type: ignore[misc]
     """Moves the blocks of a prompt through shared memory, within the engine's step.
 
-    A GPU copies in the order of its stream, so that loads are there before any layer reads them; that saves are there
-    before the decode engine hears of them is the stopwatch's to wait for.
+    A GPU copies in the order of its stream, so that loads are there before any layer reads them, and saves before the
+    host knows a prompt's first token, which is what sends it to the decode engine.
     """
 
     def __init__(self, vllm_config: Any, role: KVConnectorRole, kv_cache_config: Any) -> None:

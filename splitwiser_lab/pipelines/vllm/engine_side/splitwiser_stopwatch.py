@@ -1,9 +1,9 @@
-"""Bytes and seconds of handing keys and values over: noted by a connector, read by the loop that steps its engine."""
+"""Bytes and seconds of handing keys and values over: noted by a connector, told when a run has ended."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -49,12 +49,13 @@ class Stopwatch:
             else:
                 total.seconds += (end - begin) * nbytes / whole
 
-    def take(self, requests: Iterable[str]) -> list[list[Any]]:
-        """`[what, bytes, seconds, request]` of all that was moved for these requests, once it is there."""
+    def take(self) -> list[list[Any]]:
+        """`[what, bytes, seconds, request]` of all that was moved since this was last asked, once it is there."""
+        taken, self._moved = self._moved, {}
         return [
             [what, int(moved.nbytes), moved.total(), request]
-            for request in requests
-            for what, moved in self._moved.pop(request, {}).items()
+            for request, by_way in taken.items()
+            for what, moved in by_way.items()
         ]
 
 
@@ -68,4 +69,4 @@ def _now(on_gpu: bool) -> Any:
     return event
 
 
-stopwatch = Stopwatch()  # of this process: a connector and the loop that steps its engine
+stopwatch = Stopwatch()  # of this process: a connector's, and the worker's that tells what it noted
