@@ -31,10 +31,13 @@ _WORKER = Path(__file__).with_name("vllm_worker.py")
 class VllmPeer:
     """One vLLM engine."""
 
-    def __init__(self, python: str, dtype: str, device: str, max_tokens: int, model: Path | str) -> None:
+    def __init__(
+        self, python: str, dtype: str, device: str, max_tokens: int, model: Path | str, kv_bytes: int | None = None
+    ) -> None:
         """Over the model in a folder, or with random weights in a shape of this package, given by its name.
 
-        On a GPU it takes most of the memory that is free now. Raises RuntimeError with vLLM's own words.
+        On a GPU it takes most of the memory that is free now, or `kv_bytes` for its cache. Raises RuntimeError with
+        vLLM's own words.
         """
         self._shape: tempfile.TemporaryDirectory[str] | None = None
         if isinstance(model, str):
@@ -47,7 +50,8 @@ class VllmPeer:
             "cpu": device == "cpu",
             "max_model_len": max_tokens,
             "random_weights": self._shape is not None,
-            "memory_share": None if device == "cpu" else _memory_share(device),
+            "memory_share": None if device == "cpu" else _memory_share(device, kv_bytes),
+            "kv_bytes": None if device == "cpu" else kv_bytes,
             "eager": eager,
         }
         # A file, since a pipe that nobody reads fills up; `close` closes it.
@@ -119,7 +123,11 @@ def settings_of(order: dict[str, Any]) -> str:
     """What of vLLM's settings is not its default, and why."""
     others = f"no prefix caching, at most {order['max_model_len']} tokens a request"
     if not order["cpu"]:
-        return f"defaults; {others}, {order['memory_share']:.0%} of the GPU's memory, sampling without FlashInfer"
+        kv = order["kv_bytes"]
+        memory = (
+            f"{order['memory_share']:.0%} of the GPU's memory" if kv is None else f"{kv / 2**30:.1f} GiB of KV cache"
+        )
+        return f"defaults; {others}, {memory}, sampling without FlashInfer"
     how = "eager, since there is no C++ compiler here to compile it" if order["eager"] else "compiled, as by default"
     return f"{how}; in one process, which computes on every core; {others}, 1 GiB of KV cache"
 
@@ -129,11 +137,12 @@ def has_compiler() -> bool:
     return shutil.which(os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")) is not None
 
 
-def _memory_share(device: str) -> float:
+def _memory_share(device: str, kv_bytes: int | None) -> float:
+    """Of the GPU's memory. With a KV cache of a given size vLLM uses it for one thing: so much must be free."""
     import torch
 
     free, total = torch.cuda.mem_get_info(device)
-    return round(_SHARE * free / total, 3)
+    return round(_SHARE * free / total if kv_bytes is None else min(_SHARE * free, 2 * kv_bytes) / total, 3)
 
 
 def _family(pid: int) -> set[psutil.Process]:

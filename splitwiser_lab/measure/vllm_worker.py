@@ -28,15 +28,18 @@ def main(settings: dict[str, Any]) -> None:
 
     more: dict[str, Any] = {}
     if settings["random_weights"]:  # a folder with a config.json and nothing else
-        more |= {"load_format": "dummy", "skip_tokenizer_init": True}
+        more["load_format"] = "dummy"
     if settings["memory_share"] is not None:
         more["gpu_memory_utilization"] = settings["memory_share"]
+    if settings["kv_bytes"] is not None:  # then nothing is measured, which fails while others start on the same GPU
+        more["kv_cache_memory_bytes"] = settings["kv_bytes"]
     llm = vllm.LLM(
         model=settings["model"],
         dtype=settings["dtype"],
         max_model_len=settings["max_model_len"],
         enforce_eager=settings["eager"],
         enable_prefix_caching=False,
+        skip_tokenizer_init=True,  # token ids in, token ids out
         **more,
     )
     answer({"version": vllm.__version__})

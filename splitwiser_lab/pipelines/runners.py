@@ -30,7 +30,11 @@ class Launched(Protocol):
         ...
 
 
-class GenerateRunner:
+class AllAtOnce:
+    """A way to do the work that takes requests only when all are there."""
+
+
+class GenerateRunner(AllAtOnce):
     """transformers' `generate` in this process, batch by batch."""
 
     def __init__(self, model: Any, batch: int) -> None:

@@ -18,7 +18,7 @@ from splitwiser_lab.pipelines.arrivals import Rate, arriving
 from splitwiser_lab.pipelines.budget import Budget, Pace
 from splitwiser_lab.pipelines.plan import Placed, Plan
 from splitwiser_lab.pipelines.rows import BASE, LeftOut, Row, name_of_work
-from splitwiser_lab.pipelines.runners import Launched, Runner, prompts_of
+from splitwiser_lab.pipelines.runners import AllAtOnce, Launched, Runner, prompts_of
 
 _REFERENCE = "generate"
 _UNDER_WAY = "not measured yet when this was written"
@@ -30,7 +30,7 @@ _Check = Callable[[int, tuple[int, ...]], TokenCheck]
 class Turns:
     """Lets all runners do the same work by turns. What cannot run goes to `skipped`, with its reason.
 
-    With `rates`, the same requests also come one by one, at each of them, to all but `generate`. With
+    With `rates`, the same requests also come one by one, at each of them, to all that take them so. With
     `start_together`, all processes start side by side, which is faster; what each start took, and what memory is
     whose, is not told then, and memory that none has taken yet is offered to all: let them be few enough. What the
     `budget` has no time for is left out.
@@ -84,8 +84,8 @@ class Turns:
         """
         arrivals = tuple(dict.fromkeys((None, *self.rates)))
         cells = [(name, output, rate) for output in outputs for rate in arrivals for name in self.runners]
-        # `generate` takes batches, which have to be there
-        self._wanted = [cell for cell in cells if cell[0] != _REFERENCE or cell[2] is None]
+        batches = {name for name, runner in self.runners.items() if name == _REFERENCE or isinstance(runner, AllAtOnce)}
+        self._wanted = [cell for cell in cells if cell[2] is None or cell[0] not in batches]
         self._repeats, self._written = repeats, written
         try:
             written()

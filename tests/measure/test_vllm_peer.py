@@ -51,7 +51,7 @@ def says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("FAKE_SAYS", str(tmp_path / "says.json"))
     monkeypatch.delenv("VLLM_ENABLE_V1_MULTIPROCESSING", raising=False)
     monkeypatch.setattr(vllm_peer, "_END_SECONDS", 1.0)
-    monkeypatch.setattr(vllm_peer, "_memory_share", lambda device: 0.62)
+    monkeypatch.setattr(vllm_peer, "_memory_share", lambda device, kv_bytes: 0.62)
     return tmp_path / "says.json"
 
 
@@ -66,8 +66,8 @@ def has_ended(pid: int) -> bool:
     return True
 
 
-def start(device: str, tmp_path: Path) -> VllmPeer:
-    return VllmPeer(sys.executable, "bfloat16", device, 2048, tmp_path)
+def start(device: str, tmp_path: Path, kv_bytes: int | None = None) -> VllmPeer:
+    return VllmPeer(sys.executable, "bfloat16", device, 2048, tmp_path, kv_bytes)
 
 
 def test_on_a_gpu_only_memory_and_the_prefix_cache_are_not_the_default(says: Path, tmp_path: Path) -> None:
@@ -84,11 +84,18 @@ def test_on_a_gpu_only_memory_and_the_prefix_cache_are_not_the_default(says: Pat
         "max_model_len": 2048,
         "enforce_eager": False,
         "enable_prefix_caching": False,
+        "skip_tokenizer_init": True,
         "gpu_memory_utilization": 0.62,
     }
     assert "VLLM_ENABLE_V1_MULTIPROCESSING" not in found["environment"]
     assert peer.name == "vLLM 9.9" and peer.settings.startswith("defaults;") and "62% of the GPU" in peer.settings
     assert has_ended(found["engine"]), "what it leaves behind is ended"
+
+
+def test_a_cache_of_a_given_size_needs_no_measuring(says: Path, tmp_path: Path) -> None:
+    start("cuda", tmp_path, 5 << 20).close()
+    told = json.loads(says.read_text())["told"]
+    assert (told["kv_cache_memory_bytes"], told["gpu_memory_utilization"]) == (5 << 20, 0.62)
 
 
 def test_on_a_cpu_it_is_compiled_where_there_is_a_compiler_and_says_so_where_not(
@@ -119,8 +126,11 @@ def test_its_last_words_are_told_when_it_ends(says: Path, tmp_path: Path) -> Non
 
 def test_vllm_says_what_is_not_its_default(monkeypatch: pytest.MonkeyPatch) -> None:
     order: dict[str, Any] = {"cpu": True, "eager": False, "max_model_len": 2048, "memory_share": None}
+    order["kv_bytes"] = None
     assert settings_of(order).startswith("compiled") and "in one process" in settings_of(order)
     assert settings_of({**order, "eager": True}).startswith("eager, since")
+    given = settings_of({**order, "cpu": False, "memory_share": 0.62, "kv_bytes": 3 << 30})
+    assert given.startswith("defaults;") and "3.0 GiB of KV cache" in given and "62%" not in given
     gpu = settings_of({**order, "cpu": False, "memory_share": 0.62})
     assert gpu.startswith("defaults;") and "62% of the GPU's memory" in gpu and "process" not in gpu
     monkeypatch.setenv("CXX", "no-such-compiler")

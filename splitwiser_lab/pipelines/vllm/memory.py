@@ -90,6 +90,11 @@ def kv_budget(
     return KVBudget(tuple(n // block * block * token for n in tokens), slots, slot_bytes, text)
 
 
+def whole_kv_bytes(work: Work, model: VllmModel) -> int:
+    """Bytes of a KV cache in which all requests of a run that may run at once fit, whatever the size of a block."""
+    return (work.at_once * _up(work.total, _LARGEST_BLOCK) + _SPARE_TOKENS) * model.kv_token_bytes
+
+
 def least_tokens(work: Work, kind: str) -> int:
     """Tokens of the smallest KV cache that an engine can work with: one longest request, and what vLLM keeps empty."""
     return _up(work.total, BLOCK_SIZE[kind]) + _SPARE_TOKENS

@@ -18,8 +18,9 @@ from splitwiser_lab.engine.intake import Intake, Prompt
 from splitwiser_lab.engine.request import Request
 from splitwiser_lab.errors import RequestError, SplitwiserError
 from splitwiser_lab.hardware import choose_device
+from splitwiser_lab.measure.vllm_peer import VllmPeer
 from splitwiser_lab.pipelines.vllm.dispatch import drive, policy_of
-from splitwiser_lab.pipelines.vllm.memory import BLOCK_SIZE, Work
+from splitwiser_lab.pipelines.vllm.memory import BLOCK_SIZE, Work, whole_kv_bytes
 from splitwiser_lab.pipelines.vllm.placement import VllmPlacement
 from splitwiser_lab.pipelines.vllm.process import vllm_python as find_python
 from splitwiser_lab.pipelines.vllm.result import Progress, VllmResult
@@ -101,6 +102,12 @@ class VllmPipeline:
     def budget(self) -> str:
         """The sum by which the memory of the running engines was divided."""
         return self._team.budget.sum if self._team else "no engine runs"
+
+    def shipped(self, workload: Any) -> VllmPeer:
+        """An engine over the same folder with vLLM's defaults, and room for all requests of a workload at once."""
+        work = self._work(self._requests(workload))
+        kv_bytes = whole_kv_bytes(work, self._model)
+        return VllmPeer(self._python, self.dtype, self.device, work.total, self._model.folder, kv_bytes)
 
     def set_mode(
         self,

@@ -1,7 +1,7 @@
 """The paper's vLLM experiment, run again: every placement on the same work, interleaved, tokens checked.
 
-Beside vLLM run transformers' `generate` and this package's engine. All have the same weights: those of a shape
-are drawn once and written to a folder that lives as long as the run.
+Beside the pipeline run transformers' `generate`, vLLM as it comes (on a GPU) and this package's engine. All have the
+same weights: those of a shape are drawn once and written to a folder that lives as long as the run.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from splitwiser_lab.errors import ModeError, ModelError, RequestError
 from splitwiser_lab.hardware import choose_device
@@ -27,6 +29,8 @@ from splitwiser_lab.pipelines.turns import Turns
 from splitwiser_lab.pipelines.vllm.experiment import VllmExperiment
 from splitwiser_lab.pipelines.vllm.pipeline import VllmPipeline
 from splitwiser_lab.pipelines.vllm.placement import VllmPlacement
+from splitwiser_lab.pipelines.vllm.settings import EngineSettings
+from splitwiser_lab.pipelines.vllm.shipped import SHIPPED, ShippedRunner
 
 
 def reproduce_vllm(
@@ -82,6 +86,11 @@ def reproduce_vllm(
                 if not skip:
                     raise
                 skipped[str(placement)] = str(error)
+        if torch.device(where).type == "cuda" and settings == EngineSettings():  # on a CPU: see `bench`
+            most = experiment.workload(max(experiment.outputs))
+            shipped = ShippedRunner(lambda: first.shipped(most), source.model)
+            stack.callback(shipped.close)
+            runners[SHIPPED] = shipped
         if engine:
             try:
                 longest = experiment.input + max(experiment.outputs)
