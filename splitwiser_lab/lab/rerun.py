@@ -23,14 +23,15 @@ MISSING = "not recorded yet"
 COMMANDS = """\
 splitwiser-lab reproduce --pipeline hf --scale small --json reproduce-hf.json
 splitwiser-lab reproduce --pipeline vllm --scale small --json reproduce-vllm.json
-splitwiser-lab reproduce --pipeline hf --scale paper --processes 2 --no-mps --json part-1.json
-splitwiser-lab reproduce --pipeline hf --scale paper --processes 2 --mps --json part-2.json
+splitwiser-lab reproduce --pipeline hf --scale paper --start-together --no-mps --json part-1.json
+splitwiser-lab reproduce --pipeline hf --scale paper --start-together --mps --json part-2.json
 splitwiser-lab reproduce --join part-1.json --join part-2.json --json reproduce-hf.json
-splitwiser-lab reproduce --pipeline vllm --scale paper --no-mps --rate 70% --json part-1.json
-splitwiser-lab reproduce --pipeline vllm --scale paper --mps --rate RATE_OF_PART_1 --json part-2.json
+splitwiser-lab reproduce --pipeline vllm --scale paper --start-together --no-mps --rate 70% --json part-1.json
+splitwiser-lab reproduce --pipeline vllm --scale paper --start-together --mps --rate RATE_OF_PART_1 --json part-2.json
 splitwiser-lab reproduce --join part-1.json --join part-2.json --json reproduce-vllm.json
 splitwiser-lab reproduce --pipeline vllm --scale paper --mps --rate 70% \\
-    --eager --max-batch 8 --json reproduce-vllm-8.json"""
+    --eager --max-batch 8 --json reproduce-vllm-8.json
+# and the same with --model llama-3.2-1b-shape"""
 _PLACES = {"CPU": "recordings/cpu", "H200": "recordings/h200"}
 _PAPERS = (BASE, "replicas", "split")  # modes of the paper's pipelines
 _LATENCIES = {"TTFT p50": "median_ttft_ms", "TTFT p99": "p99_ttft_ms", "ITL p99": "p99_itl_ms"}

@@ -39,8 +39,13 @@ def versions() -> dict[str, str]:
 
 def command() -> str:
     """The command line, without this machine's folders: of an absolute path only the name is kept."""
-    words = [Path(sys.argv[0]).name or "python", *sys.argv[1:]]
+    words = [_program(), *sys.argv[1:]]
     return shlex.join([Path(word).name if Path(word).is_absolute() else word for word in words])
+
+
+def _program() -> str:
+    name = Path(sys.argv[0]).name or "python"
+    return "splitwiser-lab" if name == "__main__.py" else name  # `python -m splitwiser_lab` is the same
 
 
 def commit() -> str:

@@ -56,13 +56,7 @@ class VllmPeer:
         }
         # A file, since a pipe that nobody reads fills up; `close` closes it.
         self._said = tempfile.TemporaryFile("w+")  # noqa: SIM115
-        self._process = subprocess.Popen(
-            [python, str(_WORKER), json.dumps(self._order)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._said,
-            text=True,
-        )
+        self._process = self._started(python)
         self._family: set[psutil.Process] = set()
         try:
             version = self._ask(None)["version"]
@@ -72,6 +66,17 @@ class VllmPeer:
             raise
         self.name = f"vLLM {version}{', eager' if eager else ''}"
         self.settings = settings_of(self._order)
+
+    def _started(self, python: str) -> subprocess.Popen[str]:
+        words, pipe = [python, str(_WORKER), json.dumps(self._order)], subprocess.PIPE
+        try:
+            return subprocess.Popen(words, stdin=pipe, stdout=pipe, stderr=self._said, text=True)
+        except OSError as error:
+            self._said.close()
+            if self._shape is not None:
+                self._shape.cleanup()
+            why = error.strerror or type(error).__name__
+            raise RuntimeError(f"vLLM's Python {Path(python).name!r} cannot be started: {why}") from error
 
     def run(self, prompts: list[list[int]], new_tokens: int) -> tuple[float, list[list[int]]]:
         """One call of vLLM's `LLM.generate`; the timer runs there, without the pipe."""

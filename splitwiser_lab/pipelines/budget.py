@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import time
 from collections.abc import Callable
 
@@ -32,6 +33,12 @@ class Budget:
             return ""
         about = f", and {what} about {needed:.0f} s" if needed >= 1 else ""
         return f"no time: {left:.0f} s of {self.seconds:.0f} s are left{about}"
+
+
+def reason_of(why: str) -> str:
+    """A reason for leaving something out, short where it is the time: how much was left then is told by each itself."""
+    found = re.match(r"(no time: )[0-9]+ s of ([0-9]+ s) are left", why)
+    return f"{found[1]}{found[2]} in all" if found else why
 
 
 class Pace:

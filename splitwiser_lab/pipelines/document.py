@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from splitwiser_lab.errors import RecordingError
 from splitwiser_lab.measure.compare import with_range
 from splitwiser_lab.measure.document import Document
+from splitwiser_lab.pipelines.budget import reason_of
 from splitwiser_lab.pipelines.ceiling import Ceiling
 from splitwiser_lab.pipelines.phase_figures import PhaseFigures, missing_reasons, phase_rows
 from splitwiser_lab.pipelines.rows import BASE, LeftOut, Row, Work
@@ -71,7 +72,7 @@ class Reproduction(Document):
         done = {row.what: row.repeats for row in self.rows}
         for left in self.left_out:
             after = f" after {done[left.what]} of {left.rounds} rounds" if left.what in done else ""
-            reasons.setdefault((after, left.why), []).append(left.what)
+            reasons.setdefault((after, reason_of(left.why)), []).append(left.what)
         return [f"left out{after}: {'; '.join(names)}: {why}" for (after, why), names in reasons.items()]
 
     def row(self, name: str, output: int, rate: float | None = None) -> Row | None:

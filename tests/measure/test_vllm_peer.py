@@ -113,6 +113,11 @@ def test_on_a_cpu_it_is_compiled_where_there_is_a_compiler_and_says_so_where_not
     assert names == [("vLLM 9.9", "compiled"), ("vLLM 9.9, eager", "eager")]
 
 
+def test_a_python_that_is_not_there_is_named_without_its_folder(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match=r"^vLLM's Python 'no-python' cannot be started: No such file"):
+        VllmPeer(str(tmp_path / "no-python"), "float32", "cpu", 64, tmp_path)
+
+
 def test_its_last_words_are_told_when_it_ends(says: Path, tmp_path: Path) -> None:
     peer = start("cpu", tmp_path)
     try:
