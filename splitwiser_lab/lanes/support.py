@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import shutil
 import subprocess
 import sys
@@ -53,6 +54,12 @@ def check_options(kinds: dict[str, LaneKind], device: str, options: dict[str, An
 def index_of(device: torch.device) -> int:
     """The number of a GPU; without one, that of the current GPU."""
     return torch.cuda.current_device() if device.index is None else device.index
+
+
+def only_visible(device: torch.device) -> dict[str, str]:
+    """The environment of a process that is to see this GPU and no other."""
+    seen, index = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(","), index_of(device)
+    return {"CUDA_VISIBLE_DEVICES": seen[index] if index < len(seen) and seen[index] else str(index)}
 
 
 @functools.cache

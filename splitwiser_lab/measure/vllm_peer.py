@@ -32,12 +32,19 @@ class VllmPeer:
     """One vLLM engine."""
 
     def __init__(
-        self, python: str, dtype: str, device: str, max_tokens: int, model: Path | str, kv_bytes: int | None = None
+        self,
+        python: str,
+        dtype: str,
+        device: str,
+        max_tokens: int,
+        model: Path | str,
+        kv_bytes: int | None = None,
+        wait: bool = True,
     ) -> None:
         """Over the model in a folder, or with random weights in a shape of this package, given by its name.
 
-        On a GPU it takes most of the memory that is free now, or `kv_bytes` for its cache. Raises RuntimeError with
-        vLLM's own words.
+        On a GPU it takes most of the memory that is free now, or `kv_bytes` for its cache. Without `wait` it may not
+        be ready yet, see `ready`. Raises RuntimeError with vLLM's own words.
         """
         self._shape: tempfile.TemporaryDirectory[str] | None = None
         if isinstance(model, str):
@@ -56,21 +63,29 @@ class VllmPeer:
         }
         # A file, since a pipe that nobody reads fills up; `close` closes it.
         self._said = tempfile.TemporaryFile("w+")  # noqa: SIM115
-        self._process = self._started(python)
+        self.name, self.settings = "vLLM", settings_of(self._order)
         self._family: set[psutil.Process] = set()
+        self._process = self._started(python, device)
+        if wait:
+            self.ready()
+
+    def ready(self) -> None:
+        """Wait until it takes prompts; from then on its name has the version. Raises RuntimeError."""
+        if self._family:
+            return
         try:
             version = self._ask(None)["version"]
-            self._family = _family(self._process.pid)
         except BaseException:
             self.close()
             raise
-        self.name = f"vLLM {version}{', eager' if eager else ''}"
-        self.settings = settings_of(self._order)
+        self._family = _family(self._process.pid)
+        self.name = f"vLLM {version}{', eager' if self._order['eager'] else ''}"
 
-    def _started(self, python: str) -> subprocess.Popen[str]:
+    def _started(self, python: str, device: str) -> subprocess.Popen[str]:
         words, pipe = [python, str(_WORKER), json.dumps(self._order)], subprocess.PIPE
+        around = {**os.environ, **({} if device == "cpu" else _only(device))}
         try:
-            return subprocess.Popen(words, stdin=pipe, stdout=pipe, stderr=self._said, text=True)
+            return subprocess.Popen(words, stdin=pipe, stdout=pipe, stderr=self._said, text=True, env=around)
         except OSError as error:
             self._said.close()
             if self._shape is not None:
@@ -80,6 +95,7 @@ class VllmPeer:
 
     def run(self, prompts: list[list[int]], new_tokens: int) -> tuple[float, list[list[int]]]:
         """One call of vLLM's `LLM.generate`; the timer runs there, without the pipe."""
+        self.ready()
         answer = self._ask({"prompts": prompts, "new_tokens": new_tokens})
         return answer["seconds"], answer["tokens"]
 
@@ -92,11 +108,12 @@ class VllmPeer:
 
     def close(self) -> None:
         """End its processes."""
+        patience = _END_SECONDS if self._family else 0.0  # while it starts it does not listen
         family = self._family | _family(self._process.pid)
         with suppress(BrokenPipeError):
             _open(self._process.stdin).close()  # it ends by itself then, and its engine with it
         _open(self._process.stdout).close()
-        for left in psutil.wait_procs(family, _END_SECONDS)[1]:
+        for left in psutil.wait_procs(family, patience)[1]:
             with suppress(psutil.NoSuchProcess):
                 left.kill()
         self._process.wait()
@@ -147,7 +164,16 @@ def _memory_share(device: str, kv_bytes: int | None) -> float:
     import torch
 
     free, total = torch.cuda.mem_get_info(device)
-    return round(_SHARE * free / total if kv_bytes is None else min(_SHARE * free, 2 * kv_bytes) / total, 3)
+    share = _SHARE * free if kv_bytes is None else min(_SHARE * free, 2 * kv_bytes)
+    return max(0.01, round(share / total, 3))
+
+
+def _only(device: str) -> dict[str, str]:
+    import torch
+
+    from splitwiser_lab.lanes.support import only_visible
+
+    return only_visible(torch.device(device))
 
 
 def _family(pid: int) -> set[psutil.Process]:

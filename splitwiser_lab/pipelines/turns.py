@@ -144,7 +144,7 @@ class Turns:
             if not isinstance(runner, Launched) or name in self.skipped:
                 continue
             if self.budget.lacks(longest + self._first_rounds([*self._launched, name], output)):
-                return  # `_start` says so
+                break  # `_start` says so
             self.report(f"starting {name}")
             begun = self.budget.now()
             with suppress(HardwareError, LaneError, ModeError):  # the warm-up comes to it again, and knows what to do

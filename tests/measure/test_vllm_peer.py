@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+import torch
 
 from splitwiser_lab.measure import vllm_peer
 from splitwiser_lab.measure.vllm_peer import VllmPeer, has_compiler, settings_of
@@ -32,7 +34,7 @@ class Output:
 class LLM:
     def __init__(self, **told):
         engine = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], stdout=subprocess.DEVNULL)
-        seen = {name: value for name, value in os.environ.items() if name.startswith("VLLM_")}
+        seen = {name: value for name, value in os.environ.items() if name.startswith(("VLLM_", "CUDA_"))}
         with open(os.environ["FAKE_SAYS"], "w") as file:
             json.dump({"told": told, "environment": seen, "engine": engine.pid}, file)
         print("a progress bar" * 20_000, file=sys.stderr)
@@ -52,6 +54,7 @@ def says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.delenv("VLLM_ENABLE_V1_MULTIPROCESSING", raising=False)
     monkeypatch.setattr(vllm_peer, "_END_SECONDS", 1.0)
     monkeypatch.setattr(vllm_peer, "_memory_share", lambda device, kv_bytes: 0.62)
+    monkeypatch.setattr("splitwiser_lab.lanes.support.index_of", lambda device: device.index or 0)
     return tmp_path / "says.json"
 
 
@@ -66,8 +69,8 @@ def has_ended(pid: int) -> bool:
     return True
 
 
-def start(device: str, tmp_path: Path, kv_bytes: int | None = None) -> VllmPeer:
-    return VllmPeer(sys.executable, "bfloat16", device, 2048, tmp_path, kv_bytes)
+def start(device: str, tmp_path: Path, kv_bytes: int | None = None, wait: bool = True) -> VllmPeer:
+    return VllmPeer(sys.executable, "bfloat16", device, 2048, tmp_path, kv_bytes, wait)
 
 
 def test_on_a_gpu_only_memory_and_the_prefix_cache_are_not_the_default(says: Path, tmp_path: Path) -> None:
@@ -93,9 +96,29 @@ def test_on_a_gpu_only_memory_and_the_prefix_cache_are_not_the_default(says: Pat
 
 
 def test_a_cache_of_a_given_size_needs_no_measuring(says: Path, tmp_path: Path) -> None:
-    start("cuda", tmp_path, 5 << 20).close()
-    told = json.loads(says.read_text())["told"]
-    assert (told["kv_cache_memory_bytes"], told["gpu_memory_utilization"]) == (5 << 20, 0.62)
+    start("cuda:1", tmp_path, 5 << 20).close()
+    found = json.loads(says.read_text())
+    assert (found["told"]["kv_cache_memory_bytes"], found["told"]["gpu_memory_utilization"]) == (5 << 20, 0.62)
+    assert found["environment"]["CUDA_VISIBLE_DEVICES"] == "1", "it would take the first"
+
+
+@pytest.mark.parametrize(
+    ("free", "kv_bytes", "share"), [(80, None, 0.68), (80, 5, 0.1), (4, 5, 0.034), (80, 0.1, 0.01)]
+)
+def test_the_share_of_the_memory_is_what_must_be_free(
+    monkeypatch: pytest.MonkeyPatch, free: float, kv_bytes: float | None, share: float
+) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (int(free * 2**30), 100 * 2**30))
+    given = None if kv_bytes is None else int(kv_bytes * 2**30)
+    assert vllm_peer._memory_share("cuda", given) == pytest.approx(share, abs=1e-3)
+
+
+def test_one_that_still_starts_is_ended_at_once(says: Path, tmp_path: Path) -> None:
+    (tmp_path / "vllm.py").write_text("import time; time.sleep(60)")
+    peer = start("cpu", tmp_path, wait=False)
+    pid, begun = peer._process.pid, time.monotonic()
+    peer.close()
+    assert has_ended(pid) and time.monotonic() - begun < 10
 
 
 def test_on_a_cpu_it_is_compiled_where_there_is_a_compiler_and_says_so_where_not(

@@ -2,7 +2,7 @@
 
 What it does wrong is told by FAKE_VLLM in its environment: `version 0.11.0`, `no vllm`, `no room`, `no connector`,
 `die PART N` (a kill at step N of an engine with that part), `slow` (0.2 s a step), `deaf` (starts for ever),
-`refuse` (its part of the GPU multiplies wrongly).
+`refuse` (its part of the GPU multiplies wrongly), `core` (it has a child that outlives it), `core fails`.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -118,6 +119,17 @@ def main(fd: int, *lifeline: int) -> None:
     settings = said.get()
     if fault == "refuse" and settings["products"]:
         say(line, kind="refused", error=f"under MPS with {settings['products']['share']} %, products come out wrong")
+        time.sleep(60)
+    if fault == "core":
+        subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    if fault == "core fails":
+        print("(EngineCore pid=7) ERROR ValueError: no room for 5 blocks", flush=True)
+        say(
+            line,
+            kind="failure",
+            error="RuntimeError: Engine core initialization failed. See root cause above.",
+            text="",
+        )
         time.sleep(60)
     if fault == "no room":
         say(line, kind="failure", error="ValueError: no room for the KV cache", text="Traceback: ...")

@@ -104,10 +104,13 @@ class VllmPipeline:
         return self._team.budget.sum if self._team else "no engine runs"
 
     def shipped(self, workload: Any) -> VllmPeer:
-        """An engine over the same folder with vLLM's defaults, and room for all requests of a workload at once."""
+        """An engine over the same folder with vLLM's defaults, and room for all requests of a workload at once.
+
+        It starts now; its first run waits for it.
+        """
         work = self._work(self._requests(workload))
         kv_bytes = whole_kv_bytes(work, self._model)
-        return VllmPeer(self._python, self.dtype, self.device, work.total, self._model.folder, kv_bytes)
+        return VllmPeer(self._python, self.dtype, self.device, work.total, self._model.folder, kv_bytes, wait=False)
 
     def set_mode(
         self,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -21,7 +22,7 @@ import torch
 from splitwiser_lab.errors import LaneError, ModeError
 from splitwiser_lab.lanes.child import Child
 from splitwiser_lab.lanes.mps import MpsShare
-from splitwiser_lab.lanes.support import index_of
+from splitwiser_lab.lanes.support import only_visible
 from splitwiser_lab.measure.peers import find_vllm
 
 PROGRAM = Path(__file__).with_name("engine_side") / "run_engine.py"
@@ -59,13 +60,10 @@ def engine_environment(device: torch.device) -> dict[str, str]:
     own = {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1"}
     if device.type == "cpu":  # one process: vLLM would set a core aside for its scheduler
         return own | {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
-    seen = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
-    index = index_of(device)
-    only = seen[index] if index < len(seen) and seen[index] else str(index)
     # As vLLM comes: the core, which schedules and computes, in a process beside the one that makes outputs. It is
     # spawned, since a fork would hold this end's socket open.
     core = {"VLLM_ENABLE_V1_MULTIPROCESSING": "1", "VLLM_WORKER_MULTIPROC_METHOD": "spawn"}
-    return {"VLLM_USE_FLASHINFER_SAMPLER": "0", **own, **core, "CUDA_VISIBLE_DEVICES": only}
+    return {"VLLM_USE_FLASHINFER_SAMPLER": "0", **own, **core, **only_visible(device)}
 
 
 class EngineProcess(Child):
@@ -123,7 +121,10 @@ class EngineProcess(Child):
                 f"processes. It said: {self._words or 'nothing'}"
             ) from None
         if message["kind"] == "failure":
-            raise LaneError(f"{self._who} failed: {message['error']}\n{message['text']}")
+            told = message["error"]
+            if "engine core" in told.lower() or "enginecore" in told.lower():  # it knows no more than that
+                told = f"{_last_error(self._said())} ({told})"
+            raise LaneError(f"{self._who} failed: {told}\n{message['text']}")
         if message["kind"] == "refused":
             raise LaneError(f"{self._who} did not start: {message['error']}")
         return message
@@ -140,11 +141,21 @@ class EngineProcess(Child):
             self._words = self._tail()
             self._output.close()
 
-    def _tail(self) -> str:
-        """The last that it printed."""
+    def _said(self) -> list[str]:
+        """All that it and its core printed, in lines."""
         self._output.seek(0)
-        lines = self._output.read().decode(errors="replace").splitlines()
-        return "\n".join(line for line in lines[-_SAID_LINES:] if line.strip())
+        return self._output.read().decode(errors="replace").splitlines()
+
+    def _tail(self) -> str:
+        """The last of that."""
+        return "\n".join(line for line in self._said()[-_SAID_LINES:] if line.strip())
+
+
+def _last_error(lines: Sequence[str]) -> str:
+    """The error that an engine's core logged: of the last traceback the line with the error's name."""
+    found = [match[0] for line in lines if (match := re.search(r"\b\w+(Error|Exception): .*", line))]
+    core = [error for error in found if "ngine core" not in error and "EngineCore" not in error]
+    return core[-1] if core else "the engine's core ended, and logged no error"
 
 
 def _await_end_of_group(group: int) -> None:

@@ -1,9 +1,10 @@
 """What engines said of their steps, as requests, spans and hand-offs under this package's names.
 
 vLLM's request metrics give when a request was scheduled and when its first and last token came; tokens between
-them have the end of their engine's step. vLLM says nothing of the prompt tokens in a step: those of a prompt that
-was cut into chunks fill the steps from its scheduling to its first token as far as the budget of a step goes. An
-engine on a GPU schedules ahead: its step gives the tokens of the one before.
+them have the end of their engine's step. On a GPU, where an engine's core is a process of its own and ahead of the
+one that tells of its steps, all tokens have the end of the step that told of them. vLLM says nothing of the prompt
+tokens in a step: whole prompts are counted to the step of their first token, those that were cut into chunks to the
+steps from their scheduling to their first token, as far as the budget of a step goes.
 """
 
 from __future__ import annotations
@@ -62,7 +63,8 @@ class _Lane:
         """Prompt tokens, and requests they belong to, of each step: first come, first served within `budget`."""
         tokens, requests = [0] * len(self.ends), [0] * len(self.ends)
         for scheduled, last, left in sorted(self.prompts):
-            for step in range(min(last, max(0, bisect_right(self.starts, scheduled) - 1)), last + 1):
+            first = last if budget is None else max(0, bisect_right(self.starts, scheduled) - 1)
+            for step in range(min(last, first), last + 1):
                 room = left if budget is None or step == last else budget - self.decoded[step] - tokens[step]
                 taken = max(0, min(left, room))
                 tokens[step] += taken
@@ -117,13 +119,15 @@ class Progress:
         lane.prompts.append((end["scheduled"], self._first_steps[engine, index], known - cached))
         request.preemptions += end["preemptions"]
         if part == "decode":
-            request.token_times[1], request.token_times[-1] = end["first"], end["last"]
+            if end["first"] is not None:
+                request.token_times[1], request.token_times[-1] = end["first"], end["last"]
             moved = self._moved[index]
             request.hand_off = moved.written
             moved.scheduled, moved.cached, moved.recomputed = end["scheduled"], cached, known - cached
         else:
             request.scheduled = end["scheduled"]
-            request.token_times[0], request.token_times[-1] = end["first"], end["last"]
+            if end["first"] is not None:
+                request.token_times[0], request.token_times[-1] = end["first"], end["last"]
         if part != "prefill" or end["reason"] == "stop" or request.sampling.max_new_tokens == 1:
             request.finish(end["reason"], request.token_times[-1])
 

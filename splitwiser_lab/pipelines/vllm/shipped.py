@@ -6,8 +6,8 @@ look better with two of them, and that is no merit of sharing a GPU.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from splitwiser_lab.errors import LaneError
@@ -22,30 +22,34 @@ class ShippedRunner(AllAtOnce):
     """One engine with vLLM's defaults, which starts at the first launch or run."""
 
     def __init__(self, start: Callable[[], VllmPeer], model: Any) -> None:
-        """`start` makes the engine; `model` is the transformers model whose prompts it gets."""
+        """`start` makes the engine and does not wait for it; `model` is transformers', whose prompts it gets."""
         self._start, self._model = start, model
-        self._peer: Future[VllmPeer] | None = None
+        self._peer: VllmPeer | None = None
 
     def launch(self, workload: Workload) -> None:
-        """Start it, unless it runs, and do not wait."""
+        """Start it, unless it runs, and do not wait. Raises LaneError."""
         if self._peer is None:
-            with_a_thread = ThreadPoolExecutor(1, "vllm-as-shipped")
-            self._peer = with_a_thread.submit(self._start)
-            with_a_thread.shutdown(wait=False)
+            with self._failing():
+                self._peer = self._start()
 
     def __call__(self, workload: Workload) -> tuple[dict[str, Any], list[list[int]]]:
         self.launch(workload)
         assert self._peer is not None
         prompts, new_tokens = prompts_of(workload, self._model), workload.arrivals[0].max_new_tokens
-        try:
-            seconds, tokens = self._peer.result().run(prompts, new_tokens)
-        except RuntimeError as error:
-            self.close()
-            raise LaneError(f"{SHIPPED}: {error}") from error
+        with self._failing():
+            seconds, tokens = self._peer.run(prompts, new_tokens)
         return {"duration": seconds, "output_throughput": sum(map(len, tokens)) / seconds}, tokens
 
     def close(self) -> None:
-        """End it; the next run starts another."""
+        """End it, also while it starts; the next run starts another."""
         peer, self._peer = self._peer, None
-        if peer is not None and peer.exception() is None:
-            peer.result().close()
+        if peer is not None:
+            peer.close()
+
+    @contextmanager
+    def _failing(self) -> Iterator[None]:
+        try:
+            yield
+        except RuntimeError as error:
+            self.close()
+            raise LaneError(f"{SHIPPED}: {error}") from error

@@ -69,7 +69,7 @@ class Team:
         self._python, self._model, self._device, self._settings = python, model, torch.device(device), settings
         self._buffer, self._folder = None, None
         self._begun, self._waiting = time.perf_counter(), list[str]()  # names of engines that were not waited for
-        self._later: list[tuple[_Kind, _Start]] = []
+        self._later: list[tuple[_Kind, str, _Start]] = []
         host = free_memory_bytes("cpu")
         self.budget = kv_budget(placement, model, device, work, settled_free_bytes(device), host)
         self._daemon: MpsDaemon | None = daemon_for(index_of(self._device)) if placement.mps else None
@@ -84,8 +84,9 @@ class Team:
         """Start the engines that were left for later, each as soon as the first of its kind has compiled."""
         try:
             while self._later:
-                kind, start = self._later[0]
+                kind, name, start = self._later[0]
                 _await_first(kind)
+                _first.setdefault(kind, (self, name))  # the one that was the first may have failed
                 start()
                 del self._later[0]
         except BaseException:
@@ -181,7 +182,7 @@ class Team:
             start = partial(self._start_one, role, arguments, cores if on_cpu else None, inherited)
             kind = None if on_cpu or arguments["enforce_eager"] else _kind(arguments, self.placement)
             if kind is not None and _compiling(kind):
-                self._later.append((kind, start))
+                self._later.append((kind, role.name, start))
                 continue
             if kind is not None:
                 _first.setdefault(kind, (self, role.name))

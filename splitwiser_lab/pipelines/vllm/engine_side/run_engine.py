@@ -8,8 +8,8 @@ the one that computes: on a GPU vLLM runs the engine's core in a further process
 from __future__ import annotations
 
 import importlib.metadata
-import importlib.util
 import json
+import multiprocessing
 import os
 import queue
 import signal
@@ -17,10 +17,12 @@ import sys
 import threading
 import time
 import traceback
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 from typing import Any
 
 _NO_DAEMON = 75  # exit code when the MPS daemon has gone
+_STALE_S = 2e-4  # a step without a token that took no longer was one of the core's while it had nothing to do
+_TELL_S = 3.0  # an engine whose core has died may say so itself within this time
 
 
 class Line:
@@ -64,25 +66,6 @@ class Refused(Exception):
     """This engine's part of the GPU computes wrongly; the message says all that there is to say."""
 
 
-def check_products(order: dict[str, Any], device: str = "cuda") -> None:
-    """Multiply as the package's own lanes do before they start: by its file, since the package is not here.
-
-    Raises Refused where products of these shapes come out wrong.
-    """
-    import torch
-
-    spec = importlib.util.spec_from_file_location("splitwiser_products", order["program"])
-    assert spec is not None and spec.loader is not None
-    products = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(products)
-    matrices = products.random_matrices(order["shapes"], order["dtype"], device)
-    tried, wrong = products.wrong_products(matrices)
-    torch.cuda.empty_cache()  # the engine counts what is free
-    if wrong:
-        where = products.part_under_mps(order["share"], device)
-        raise Refused(products.complaint(order["dtype"], tried, wrong, where, order["advice"]))
-
-
 class Server:
     """An engine, stepped while it has requests."""
 
@@ -92,14 +75,19 @@ class Server:
         import vllm
         from vllm.config import KVTransferConfig
 
-        if settings["products"] is not None:
-            check_products(settings["products"])
         arguments = dict(settings["engine_args"])
+        if settings["kv_transfer"] is not None or settings["products"] is not None:
+            arguments["worker_extension_cls"] = "splitwiser_extension.SplitwiserExtension"
         if settings["kv_transfer"] is not None:
             arguments["kv_transfer_config"] = KVTransferConfig(**settings["kv_transfer"])
-            arguments["worker_extension_cls"] = "splitwiser_extension.SplitwiserExtension"
         self._vllm, self._line = vllm, line
         self._engine = vllm.LLMEngine.from_engine_args(vllm.EngineArgs(**arguments))
+        self._core = multiprocessing.active_children()  # on a GPU the engine's core, which computes
+        threading.Thread(target=end_with_core, args=(self._core,), daemon=True).start()
+        if settings["products"] is not None:
+            (complaint,) = self._engine.collective_rpc("splitwiser_check_products", args=(settings["products"],))
+            if complaint:
+                raise Refused(complaint)
         cache = self._engine.vllm_config.cache_config
         self.facts = {"kv_blocks": cache.num_gpu_blocks, "block_size": cache.block_size}
         if settings["kv_transfer"] is not None:
@@ -141,7 +129,12 @@ class Server:
             if part.token_ids:
                 tokens.append([name, list(part.token_ids)])
             if output.finished:
-                finished.append({"id": name, "reason": part.finish_reason, **_times(output)})
+                times = _times(output)
+                if self._core:  # its clock is ahead of what is told here: all tokens have the time of their step
+                    times |= {"first": None, "last": None}
+                finished.append({"id": name, "reason": part.finish_reason, **times})
+        if not tokens and not finished and end - start < _STALE_S:
+            return
         self._line.say({"kind": "step", "start": start, "end": end, "tokens": tokens, "finished": finished})
 
 
@@ -172,8 +165,18 @@ def _times(output: Any) -> dict[str, Any]:
     }
 
 
+def end_with_core(core: list[Any]) -> None:
+    """End when the engine's core has: one that was killed tells nobody, and its engine would wait for ever."""
+    if core:
+        wait([process.sentinel for process in core])
+        time.sleep(_TELL_S)
+        os._exit(1)
+
+
 def _end_with(lifeline: int) -> None:
     os.read(lifeline, 1)  # nobody writes: it returns when the MPS daemon has gone
+    for process in multiprocessing.active_children():
+        process.kill()
     os._exit(_NO_DAEMON)
 
 
@@ -196,6 +199,8 @@ def main(fd: int, *lifeline: int) -> None:
     except BaseException as error:
         line.say({"kind": "failure", "error": f"{type(error).__name__}: {error}", "text": traceback.format_exc()})
         time.sleep(60)  # until the parent has read it and lets go
+    for process in multiprocessing.active_children():
+        process.kill()
     os._exit(1)
 
 
