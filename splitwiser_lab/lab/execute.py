@@ -67,7 +67,7 @@ def scrub(notebook: Any, folder: Path) -> None:
         cell.metadata = nbformat.from_dict({k: v for k, v in cell.metadata.items() if k in _KEPT_METADATA})  # type: ignore[no-untyped-call]
         if cell.cell_type != "code":
             continue
-        cell.outputs = [output for output in cell.outputs if _WIDGET not in output.get("data", {})]
+        cell.outputs = _together([output for output in cell.outputs if _WIDGET not in output.get("data", {})])
         for output in cell.outputs:
             output.pop("transient", None)
             if "text" in output:
@@ -75,6 +75,18 @@ def scrub(notebook: Any, folder: Path) -> None:
             for kind, content in output.get("data", {}).items():
                 if isinstance(content, str):
                     output["data"][kind] = _hide(content, places)
+
+
+def _together(outputs: list[Any]) -> list[Any]:
+    """Outputs with neighbouring pieces of one stream as one: how a kernel cut them is a matter of the moment."""
+    joined: list[Any] = []
+    for output in outputs:
+        last = joined[-1] if joined else {}
+        if output.output_type == "stream" == last.get("output_type") and output.name == last["name"]:
+            last["text"] += output["text"]
+        else:
+            joined.append(output)
+    return joined
 
 
 def write(notebook: Any, path: Path) -> None:

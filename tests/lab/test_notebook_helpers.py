@@ -271,6 +271,17 @@ class TestExecute:
             execute(path)
         assert path.read_bytes() == before and list(path.parent.iterdir()) == [path]
 
+    def test_pieces_of_a_stream_are_one_output(self, path: Path):
+        notebook = nbformat.read(path, as_version=4)
+        names = ["stdout", "stdout", "stderr", "stdout"]
+        made = [nbformat.v4.new_output("stream", name=name, text=f"{n}\n") for n, name in enumerate(names)]
+        made.insert(2, nbformat.v4.new_output("display_data", data={"text/plain": "a picture"}))
+        cell = next(cell for cell in notebook.cells if cell.cell_type == "code")
+        cell.outputs = made
+        scrub(notebook, path.parent)
+        told = [(o.get("name"), o.get("text")) for o in cell.outputs]
+        assert told == [("stdout", "0\n1\n"), (None, None), ("stderr", "2\n"), ("stdout", "3\n")]
+
     def test_widgets_are_scrubbed(self, path: Path):
         notebook = nbformat.read(path, as_version=4)
         widget = {
