@@ -17,7 +17,7 @@ from splitwiser_lab.measure.mode_spec import ModeSpec
 from splitwiser_lab.pipelines.document import Reproduction
 from splitwiser_lab.pipelines.reported import CLAIMS, Claim
 from splitwiser_lab.pipelines.rows import BASE, Row, Work
-from splitwiser_lab.pipelines.winners import best_row
+from splitwiser_lab.pipelines.winners import best_row, multiple
 
 MISSING = "not recorded yet"
 COMMANDS = """\
@@ -113,11 +113,7 @@ def _withdrawn(recording: Path) -> dict[str, str]:
 
 def gain(document: Reproduction, row: Row, figure: str = "output_throughput") -> float | None:
     """A row's figure as a multiple of `sequential` at the same output length; None where either was not measured."""
-    if figure == "output_throughput":
-        return row.figure("over_sequential")
-    base = document.row(BASE, row.output, row.rate)
-    ours, theirs = row.figure(figure), base.figure(figure) if base else None
-    return ours / theirs if ours and theirs else None
+    return multiple(row, document.row(BASE, row.output, row.rate), figure)
 
 
 def beside_reported(found: list[Recorded]) -> list[dict[str, str]]:

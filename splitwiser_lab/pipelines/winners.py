@@ -34,11 +34,24 @@ def best_row(rows: Sequence[Row], figure: str) -> tuple[Row, float] | None:
     None where nobody, or not `sequential`, has the figure.
     """
     known = [(row, value) for row in rows if (value := row.figure(figure)) is not None]
-    base = next((value for row, value in known if row.name == BASE), None)
-    if not base:
+    base = next((row for row, _ in known if row.name == BASE), None)
+    if base is None:
         return None
-    row, value = (min if figure.endswith("_ms") else max)(known, key=lambda pair: pair[1])
-    return row, value / base
+    row, _ = (min if figure.endswith("_ms") else max)(known, key=lambda pair: pair[1])
+    times = multiple(row, base, figure)
+    return None if times is None else (row, times)
+
+
+def multiple(row: Row, base: Row | None, figure: str) -> float | None:
+    """A row's figure as a multiple of `sequential`'s on the same work; None where either was not measured.
+
+    Of the throughput it is the median over the rounds, each compared with the `sequential` of its own round; of other
+    figures the quotient of the medians.
+    """
+    if figure == "output_throughput":
+        return row.figure("over_sequential")
+    ours, theirs = row.figure(figure), base.figure(figure) if base else None
+    return ours / theirs if ours and theirs else None
 
 
 def _best(rows: Sequence[Row], figure: str) -> str:
@@ -46,4 +59,6 @@ def _best(rows: Sequence[Row], figure: str) -> str:
     if found is None:
         return ""
     row, times = found
-    return f"{row.name} ({row.figure(figure):,.4g}" + (")" if row.name == BASE else f", {times:.2f} × {BASE}'s)")
+    value = row.figure(figure) or 0.0
+    told = f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
+    return f"{row.name} ({told}" + (")" if row.name == BASE else f", {times:.2f} × {BASE}'s)")

@@ -81,10 +81,20 @@ def test_an_engine_on_a_gpu_captures_its_decode_steps_and_no_more(gpu: None) -> 
     assert not one["enable_chunked_prefill"] and one["max_num_batched_tokens"] == 8192
     prefill, decode = told(VllmPlacement.of("split", 2))
     assert (prefill["max_cudagraph_capture_size"], decode["max_cudagraph_capture_size"]) == (128, 128)
+    assert prefill["max_num_batched_tokens"] == decode["max_num_batched_tokens"] == 8192, "eight prompts in a step"
+    assert prefill["num_gpu_blocks_override"] == 2 * 8 * 1152 // 16 + 16, "of which the next eight have their blocks"
     (chunks,) = told(VllmPlacement.of("sequential", chunk_tokens=512))
     assert chunks["max_num_batched_tokens"] == 512 and chunks["max_cudagraph_capture_size"] == 512
     (longer,) = told(VllmPlacement.of("sequential", chunk_tokens=2048))
     assert longer["max_num_batched_tokens"] == 2048 and longer["max_cudagraph_capture_size"] == 512
+
+
+def test_a_prefill_engine_on_a_cpu_takes_one_prompt_in_a_step() -> None:
+    prefill, decode = told(VllmPlacement.of("split", 2), device="cpu")
+    assert prefill["max_num_batched_tokens"] == decode["max_num_batched_tokens"] == WORK.total
+    assert prefill["kv_cache_memory_bytes"] == (2 * WORK.total + 256) * MODEL.kv_token_bytes
+    (one,) = told(VllmPlacement.of("sequential"), device="cpu")
+    assert one["max_num_batched_tokens"] == 2048
 
 
 def test_what_vllm_compiles_does_not_hang_on_the_size_of_its_cache_or_the_folder(gpu: None) -> None:

@@ -6,12 +6,11 @@ from typing import Any
 
 import torch
 
-from splitwiser_lab.pipelines.vllm.memory import BLOCK_SIZE, Work, least_tokens
+from splitwiser_lab.pipelines.vllm.memory import BLOCK_SIZE, Work, least_tokens, step_tokens
 from splitwiser_lab.pipelines.vllm.placement import EngineRole, VllmPlacement
 from splitwiser_lab.pipelines.vllm.settings import EngineSettings
 from splitwiser_lab.pipelines.vllm.source import VllmModel
 
-_BATCHED_TOKENS = {"cpu": 2048, "cuda": 8192}  # of a step, where prompts stay whole
 _GRAPH_STEP, _SMALL_GRAPHS = 8, (1, 2, 4)  # tokens between two batch sizes that vLLM captures, and those below
 _MOST_CAPTURED = 512  # tokens: vLLM's own limit by default
 
@@ -28,14 +27,13 @@ def engine_arguments(
     """The fields of vLLM's EngineArgs for one engine with `kv_bytes` of KV cache."""
     kind, most, chunk = device.type, work.total, placement.chunk_tokens
     sequences = settings.at_once(max(2, min(work.at_once, chunk or work.at_once)))  # a step has a token for each
-    whole = max(most, _BATCHED_TOKENS[kind]) if role.part == "both" else max(most, sequences)
+    whole = step_tokens(most, role.part, kind)
     given: dict[str, Any] = {
         "model": model.folder.name,  # the engine's working folder is the one around it
         "dtype": model.dtype,
         "max_model_len": most,
         "max_num_seqs": sequences,
-        # The prefill engine takes one longest prompt in a step, so that decoding begins while it goes on.
-        "max_num_batched_tokens": chunk or whole,
+        "max_num_batched_tokens": chunk or max(whole, sequences),
         "enable_chunked_prefill": chunk is not None,
         "enable_prefix_caching": False,
         "enforce_eager": settings.eager or kind == "cpu",

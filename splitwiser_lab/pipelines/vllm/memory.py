@@ -13,13 +13,14 @@ from pathlib import Path
 import torch
 
 from splitwiser_lab.errors import HardwareError
-from splitwiser_lab.pipelines.vllm.placement import VllmPlacement
+from splitwiser_lab.pipelines.vllm.placement import Part, VllmPlacement
 from splitwiser_lab.pipelines.vllm.source import VllmModel
 
 _GIB = 2**30
 USABLE = 0.9  # of the memory that is free, for all engines together: the paper gives each 0.9 / N
 # What an engine takes beside weights and KV cache: interpreter and libraries, or CUDA context, graphs, activations.
 _PROCESS_BYTES = {"cpu": 700 * 2**20, "cuda": 3 * _GIB}
+_STEP_TOKENS = {"cpu": 2048, "cuda": 8192}
 BLOCK_SIZE = {"cpu": 32, "cuda": 16}  # tokens: the smallest that vLLM's attention takes there
 _LARGEST_BLOCK = 128  # tokens: that it may choose on a GPU
 _SPARE_TOKENS = 2 * _LARGEST_BLOCK  # vLLM keeps one empty block for itself
@@ -68,7 +69,7 @@ def kv_budget(
     kind, count = torch.device(device).type, placement.engines
     block, token = BLOCK_SIZE[kind], model.kv_token_bytes
     one = least_tokens(work, kind)
-    wanted = [max(one, n * _up(work.total, block) + _SPARE_TOKENS) for n in _shares(placement, work)]
+    wanted = [max(one, n * _up(work.total, block) + _SPARE_TOKENS) for n in _shares(placement, work, kind)]
     slot_bytes = _up(work.prompt, _LARGEST_BLOCK) * token if placement.mode == "split" else 0
     in_device = kind == "cpu" or placement.connector == "shared"  # files lie in the host's memory
     slots = _slots(slot_bytes, work.at_once, free if in_device else host_free) if slot_bytes else 0
@@ -100,11 +101,20 @@ def least_tokens(work: Work, kind: str) -> int:
     return _up(work.total, BLOCK_SIZE[kind]) + _SPARE_TOKENS
 
 
-def _shares(placement: VllmPlacement, work: Work) -> list[int]:
+def step_tokens(longest: int, part: Part, kind: str) -> int:
+    """Tokens that a step of an engine may take, where prompts stay whole and the longest request has so many.
+
+    On a GPU it is the same for each part: with one prompt a step the host is busier than the GPU. A CPU's prefill
+    engine takes one longest prompt, so that decoding begins while it goes on.
+    """
+    return longest if kind == "cpu" and part != "both" else max(longest, _STEP_TOKENS[kind])
+
+
+def _shares(placement: VllmPlacement, work: Work, kind: str) -> list[int]:
     """Requests that each engine holds at once."""
-    if placement.mode == "split":  # a prefill engine lets go of a prompt after its step
-        decoders = placement.engines - 1
-        return [min(2, work.at_once), *[-(-work.at_once // decoders)] * decoders]
+    if placement.mode == "split":  # a prefill engine lets go of prompts after their step, and has begun the next
+        decoders, in_step = placement.engines - 1, step_tokens(work.total, "prefill", kind) // work.prompt
+        return [min(2 * in_step, work.at_once), *[-(-work.at_once // decoders)] * decoders]
     ends = [round(work.at_once * number / placement.engines) for number in range(placement.engines + 1)]
     return [max(1, end - start) for start, end in pairwise(ends)]
 
