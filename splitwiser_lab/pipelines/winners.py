@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from splitwiser_lab.pipelines.rows import BASE, Row
 
 _PLACEMENTS = ("sequential", "replicas", "split")  # the modes of a pipeline, apart from what runs beside it
-_AT_ONCE = {"output_throughput": "most output tok/s"}
+_AT_ONCE = {"output_throughput": "most output tok/s, round by round,"}
 _ONE_BY_ONE = {
     "median_ttft_ms": "shortest TTFT p50",
     "p99_ttft_ms": "shortest TTFT p99",
@@ -29,24 +29,22 @@ def winners(rows: Sequence[Row]) -> list[str]:
 
 
 def best_row(rows: Sequence[Row], figure: str) -> tuple[Row, float] | None:
-    """The row with the best median of a figure (of times the least), and its multiple of `sequential`'s.
+    """The row with the best multiple of `sequential`'s figure (of times the least), and that multiple.
 
     None where nobody, or not `sequential`, has the figure.
     """
-    known = [(row, value) for row in rows if (value := row.figure(figure)) is not None]
-    base = next((row for row, _ in known if row.name == BASE), None)
+    base = next((row for row in rows if row.name == BASE and row.figure(figure) is not None), None)
     if base is None:
         return None
-    row, _ = (min if figure.endswith("_ms") else max)(known, key=lambda pair: pair[1])
-    times = multiple(row, base, figure)
-    return None if times is None else (row, times)
+    known = [(row, times) for row in rows if (times := multiple(row, base, figure)) is not None]
+    return (min if figure.endswith("_ms") else max)(known, key=lambda pair: pair[1], default=None)
 
 
 def multiple(row: Row, base: Row | None, figure: str) -> float | None:
     """A row's figure as a multiple of `sequential`'s on the same work; None where either was not measured.
 
-    Of the throughput it is the median over the rounds, each compared with the `sequential` of its own round; of other
-    figures the quotient of the medians.
+    Of the throughput it is the median over the rounds, each compared with the `sequential` of its own round, since a
+    machine drifts from one to the next; of other figures it is the quotient of the medians.
     """
     if figure == "output_throughput":
         return row.figure("over_sequential")

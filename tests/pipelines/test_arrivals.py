@@ -101,12 +101,14 @@ def test_the_best_at_each_figure_is_named_with_its_multiple() -> None:
     rows = [
         made("sequential", "sequential", output_throughput=10000.0, over_sequential=1.0),
         made("replicas × 2, MPS", "replicas", output_throughput=12500.0, over_sequential=1.2),
+        made("replicas × 4, MPS", "replicas", output_throughput=12600.0, over_sequential=1.1),
         made("engine: streams", "engine", output_throughput=90000.0, over_sequential=9.0),
         made("sequential", "sequential", 5.0, median_ttft_ms=20.0, p99_ttft_ms=50.0, p99_itl_ms=40.0),
         made("split × 2, shared", "split", 5.0, median_ttft_ms=30.0, p99_ttft_ms=45.0, p99_itl_ms=10.0),
     ]
     assert winners(rows) == [
-        "128 new tokens, all at once: most output tok/s replicas × 2, MPS (12,500, 1.20 × sequential's).",
+        "128 new tokens, all at once: most output tok/s, round by round, replicas × 2, MPS "
+        "(12,500, 1.20 × sequential's).",
         "128 new tokens, 5 arrivals/s: shortest TTFT p50 sequential (20); shortest TTFT p99 split × 2, shared "
         "(45, 0.90 × sequential's); shortest ITL p99 split × 2, shared (10, 0.25 × sequential's).",
     ]
