@@ -161,8 +161,8 @@ class Turns:
         if name in self.skipped:
             return False
         placement = self._placement(name)
-        work = self.experiment.warm_up(output, placement.processes if placement else 1)
-        warm = self._pace.round(name, output) * len(work) / len(self.experiment.workload(output))
+        work, whole = self.experiment.warm_up(output, placement.processes if placement else 1), self._whole(output)
+        warm = self._pace.round(name, output) * len(work) / whole
         started = name in self._started or name in self._launched  # and by now as ready as the first that is waited for
         needed = max(warm, 0.0 if started else self._pace.start()) + self._first_rounds([*ready, name], output)
         cells = [cell for cell in self._wanted if cell[:2] == (name, output)]
@@ -171,7 +171,7 @@ class Turns:
         self.report(f"{output} new tokens: starting and warming up {name}")
         begun = self.budget.now()
         try:
-            self.runners[name](work)
+            figures, _ = self.runners[name](work)
         except (HardwareError, LaneError, ModeError) as error:
             if name == BASE:
                 raise
@@ -182,6 +182,8 @@ class Turns:
         if not started:
             self._pace.start_took(self.budget.now() - begun)
         self._started.add(name)
+        if len(work) == whole and "duration" in figures:  # a round by its own clock, without what the start took
+            self._pace.round_took(name, output, None, figures["duration"])
         for cell in cells:
             self._why.pop(cell, None)
         return True
@@ -193,6 +195,10 @@ class Turns:
         ready += late
         for rate in arrivals if late else ():
             self._round(0, output, rate, [BASE, *late])
+
+    def _whole(self, output: int) -> int:
+        """Requests of a round."""
+        return len(self.experiment.workload(output))
 
     def _first_rounds(self, names: Sequence[str], output: int) -> float:
         """Seconds of one round of these ways, all requests at once."""

@@ -142,6 +142,30 @@ def test_a_way_that_seemed_to_have_no_time_starts_once_a_round_is_known() -> Non
     assert [name for name, _, _ in told[-2:]] == ["sequential", "b"], "compared with a round of its own"
 
 
+@pytest.mark.parametrize(("tells", "rounds"), [(False, [1, 2, 1]), (True, [1, 1, 1])])
+def test_a_warm_up_with_all_requests_says_what_a_round_takes(
+    monkeypatch: pytest.MonkeyPatch, tells: bool, rounds: list[int]
+) -> None:
+    """So that a cold reference makes no way seem too slow: else `a` starts late, with a further round beside it."""
+    monkeypatch.setattr(type(EXPERIMENT), "warm_up", lambda self, output, _: self.workload(output))
+    made, ways, _ = turns(seconds=330, together=True, a=10.0)
+
+    def cold(work: Workload) -> Any:
+        made.budget.now.now += 0 if ways["generate"].calls else 60  # type: ignore[attr-defined]
+        return ways["generate"](work)
+
+    def timed(work: Workload) -> Any:
+        begun = ways["sequential"].clock.now
+        figures, tokens = ways["sequential"](work)
+        return figures | {"duration": ways["sequential"].clock.now - begun}, tokens
+
+    made.runners["generate"] = cold  # 64 s for the reference, where a round takes 4
+    if tells:
+        made.runners["sequential"] = timed
+    made.run((1,), repeats=1)
+    assert list(measured(made).values()) == rounds
+
+
 def test_ways_that_were_launched_together_start_side_by_side() -> None:
     # launched by 24 s; warm-ups of 1 s; rounds of 4 s each: 44 s. One after the other they would be thought to need 58
     made, ways, _ = turns(seconds=47, together=True, a=10.0, b=10.0)
