@@ -170,9 +170,12 @@ def one_by_one(found: list[Recorded]) -> list[dict[str, str]]:
             assert document is not None
             those = [row for row in document.rows if (row.output, row.rate) == (output, rate) and row.mode in _PAPERS]
             told = {"recorded": recorded.label, "arrivals/s": f"{rate:.3g}", "new tokens": str(output)}
+            alone = all(row.mode == BASE for row in those)
             for heading, figure in _LATENCIES.items():
-                made = best_row(those, figure)
+                made = None if alone else best_row(those, figure)
                 told[heading] = f"{made[0].name} ({_ms(made[0].figure(figure))}, {made[1]:.2f} ×)" if made else "n/a"
+            if alone:
+                told["TTFT p50"] = "replicas and split were not measured so"
             rows.append(told)
     return rows or [{"recorded": "requests one by one (`--rate`)", "arrivals/s": MISSING}]
 

@@ -7,7 +7,10 @@ from collections.abc import Sequence
 from splitwiser_lab.pipelines.rows import BASE, Row
 
 _PLACEMENTS = ("sequential", "replicas", "split")  # the modes of a pipeline, apart from what runs beside it
-_AT_ONCE = {"output_throughput": "most output tok/s, round by round,"}
+_AT_ONCE = {
+    "over_sequential": f"largest multiple of {BASE} in the same rounds",
+    "output_throughput": "most output tok/s",
+}
 _ONE_BY_ONE = {
     "median_ttft_ms": "shortest TTFT p50",
     "p99_ttft_ms": "shortest TTFT p99",
@@ -29,15 +32,17 @@ def winners(rows: Sequence[Row]) -> list[str]:
 
 
 def best_row(rows: Sequence[Row], figure: str) -> tuple[Row, float] | None:
-    """The row with the best multiple of `sequential`'s figure (of times the least), and that multiple.
+    """The row with the best median of a figure (of times the least), and its multiple of `sequential`'s.
 
     None where nobody, or not `sequential`, has the figure.
     """
-    base = next((row for row in rows if row.name == BASE and row.figure(figure) is not None), None)
+    known = [(row, value) for row in rows if (value := row.figure(figure)) is not None]
+    base = next((row for row, _ in known if row.name == BASE), None)
     if base is None:
         return None
-    known = [(row, times) for row in rows if (times := multiple(row, base, figure)) is not None]
-    return (min if figure.endswith("_ms") else max)(known, key=lambda pair: pair[1], default=None)
+    row, _ = (min if figure.endswith("_ms") else max)(known, key=lambda pair: pair[1])
+    times = multiple(row, base, figure)
+    return None if times is None else (row, times)
 
 
 def multiple(row: Row, base: Row | None, figure: str) -> float | None:
@@ -58,5 +63,6 @@ def _best(rows: Sequence[Row], figure: str) -> str:
         return ""
     row, times = found
     value = row.figure(figure) or 0.0
-    told = f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
-    return f"{row.name} ({told}" + (")" if row.name == BASE else f", {times:.2f} × {BASE}'s)")
+    told = f"{value:,.0f}" if value >= 1000 else f"{value:.2f}" if figure in _AT_ONCE else f"{value:.4g}"
+    beside = f", {times:.2f} × {BASE}'s" if figure in _ONE_BY_ONE and row.name != BASE else ""
+    return f"{row.name} ({told}{beside})"

@@ -90,6 +90,9 @@ def test_several_recordings_of_a_pipeline_are_told_apart(tmp_path: Path, monkeyp
     assert [line["recorded"] for line in latencies] == labels and latencies[0]["arrivals/s"] == "5"
     assert latencies[0]["TTFT p50"] == "sequential (20 ms, 1.00 ×)" and latencies[0]["TTFT p99"] == "n/a"
     assert latencies[0]["ITL p99"] == "split × 2, shared (4 ms, 0.25 ×)"
+    only_base = Reproduction("vllm", document.work, (base,), {}, ORIGIN)
+    (alone,) = one_by_one([rerun.Recorded("here", "H200", "vllm", only_base)])
+    assert alone["TTFT p50"] == "replicas and split were not measured so" and alone["ITL p99"] == "n/a"
     assert one_by_one([])[0]["arrivals/s"] == MISSING
 
 

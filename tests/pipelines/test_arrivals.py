@@ -107,8 +107,8 @@ def test_the_best_at_each_figure_is_named_with_its_multiple() -> None:
         made("split × 2, shared", "split", 5.0, median_ttft_ms=30.0, p99_ttft_ms=45.0, p99_itl_ms=10.0),
     ]
     assert winners(rows) == [
-        "128 new tokens, all at once: most output tok/s, round by round, replicas × 2, MPS "
-        "(12,500, 1.20 × sequential's).",
+        "128 new tokens, all at once: largest multiple of sequential in the same rounds replicas × 2, MPS (1.20); "
+        "most output tok/s replicas × 4, MPS (12,600).",
         "128 new tokens, 5 arrivals/s: shortest TTFT p50 sequential (20); shortest TTFT p99 split × 2, shared "
         "(45, 0.90 × sequential's); shortest ITL p99 split × 2, shared (10, 0.25 × sequential's).",
     ]
