@@ -17,7 +17,7 @@ from splitwiser_lab.measure.mode_spec import ModeSpec
 from splitwiser_lab.pipelines.document import Reproduction
 from splitwiser_lab.pipelines.reported import CLAIMS, Claim
 from splitwiser_lab.pipelines.rows import BASE, Row, Work
-from splitwiser_lab.pipelines.winners import best_row, multiple
+from splitwiser_lab.pipelines.winners import best_row
 
 MISSING = "not recorded yet"
 COMMANDS = """\
@@ -113,7 +113,11 @@ def _withdrawn(recording: Path) -> dict[str, str]:
 
 def gain(document: Reproduction, row: Row, figure: str = "output_throughput") -> float | None:
     """A row's figure as a multiple of `sequential` at the same output length; None where either was not measured."""
-    return multiple(row, document.row(BASE, row.output, row.rate), figure)
+    if figure == "output_throughput":
+        return row.figure("over_sequential")
+    base = document.row(BASE, row.output, row.rate)
+    ours, theirs = row.figure(figure), base.figure(figure) if base else None
+    return ours / theirs if ours and theirs else None
 
 
 def beside_reported(found: list[Recorded]) -> list[dict[str, str]]:
@@ -170,13 +174,13 @@ def one_by_one(found: list[Recorded]) -> list[dict[str, str]]:
             assert document is not None
             those = [row for row in document.rows if (row.output, row.rate) == (output, rate) and row.mode in _PAPERS]
             told = {"recorded": recorded.label, "arrivals/s": f"{rate:.3g}", "new tokens": str(output)}
-            alone = all(row.mode == BASE for row in those)
-            for heading, figure in _LATENCIES.items():
-                made = None if alone else best_row(those, figure)
-                told[heading] = f"{made[0].name} ({_ms(made[0].figure(figure))}, {made[1]:.2f} ×)" if made else "n/a"
-            if alone:
-                told["TTFT p50"] = "replicas and split were not measured so"
             rows.append(told)
+            if all(row.mode == BASE for row in those):
+                told["TTFT p50"] = "replicas and split were not measured so"
+                continue
+            for heading, figure in _LATENCIES.items():
+                made = best_row(those, figure)
+                told[heading] = f"{made[0].name} ({_ms(made[0].figure(figure))}, {made[1]:.2f} ×)" if made else "n/a"
     return rows or [{"recorded": "requests one by one (`--rate`)", "arrivals/s": MISSING}]
 
 

@@ -161,7 +161,8 @@ class Turns:
         if name in self.skipped:
             return False
         placement = self._placement(name)
-        work, whole = self.experiment.warm_up(output, placement.processes if placement else 1), self._whole(output)
+        work = self.experiment.warm_up(output, placement.processes if placement else 1)
+        whole = len(self.experiment.workload(output))
         warm = self._pace.round(name, output) * len(work) / whole
         started = name in self._started or name in self._launched  # and by now as ready as the first that is waited for
         needed = max(warm, 0.0 if started else self._pace.start()) + self._first_rounds([*ready, name], output)
@@ -195,10 +196,6 @@ class Turns:
         ready += late
         for rate in arrivals if late else ():
             self._round(0, output, rate, [BASE, *late])
-
-    def _whole(self, output: int) -> int:
-        """Requests of a round."""
-        return len(self.experiment.workload(output))
 
     def _first_rounds(self, names: Sequence[str], output: int) -> float:
         """Seconds of one round of these ways, all requests at once."""

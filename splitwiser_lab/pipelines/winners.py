@@ -37,24 +37,11 @@ def best_row(rows: Sequence[Row], figure: str) -> tuple[Row, float] | None:
     None where nobody, or not `sequential`, has the figure.
     """
     known = [(row, value) for row in rows if (value := row.figure(figure)) is not None]
-    base = next((row for row, _ in known if row.name == BASE), None)
-    if base is None:
+    base = next((value for row, value in known if row.name == BASE), None)
+    if not base:
         return None
-    row, _ = (min if figure.endswith("_ms") else max)(known, key=lambda pair: pair[1])
-    times = multiple(row, base, figure)
-    return None if times is None else (row, times)
-
-
-def multiple(row: Row, base: Row | None, figure: str) -> float | None:
-    """A row's figure as a multiple of `sequential`'s on the same work; None where either was not measured.
-
-    Of the throughput it is the median over the rounds, each compared with the `sequential` of its own round, since a
-    machine drifts from one to the next; of other figures it is the quotient of the medians.
-    """
-    if figure == "output_throughput":
-        return row.figure("over_sequential")
-    ours, theirs = row.figure(figure), base.figure(figure) if base else None
-    return ours / theirs if ours and theirs else None
+    row, value = (min if figure.endswith("_ms") else max)(known, key=lambda pair: pair[1])
+    return row, value / base
 
 
 def _best(rows: Sequence[Row], figure: str) -> str:
@@ -62,7 +49,7 @@ def _best(rows: Sequence[Row], figure: str) -> str:
     if found is None:
         return ""
     row, times = found
-    value = row.figure(figure) or 0.0
-    told = f"{value:,.0f}" if value >= 1000 else f"{value:.2f}" if figure in _AT_ONCE else f"{value:.4g}"
+    if figure == "over_sequential":  # a machine drifts between rounds: the quotient of the medians is another number
+        return f"{row.name} ({times:.2f})"
     beside = f", {times:.2f} × {BASE}'s" if figure in _ONE_BY_ONE and row.name != BASE else ""
-    return f"{row.name} ({told}{beside})"
+    return f"{row.name} ({row.figure(figure):,.1f}{beside})"

@@ -92,7 +92,7 @@ def test_several_recordings_of_a_pipeline_are_told_apart(tmp_path: Path, monkeyp
     assert latencies[0]["ITL p99"] == "split × 2, shared (4 ms, 0.25 ×)"
     only_base = Reproduction("vllm", document.work, (base,), {}, ORIGIN)
     (alone,) = one_by_one([rerun.Recorded("here", "H200", "vllm", only_base)])
-    assert alone["TTFT p50"] == "replicas and split were not measured so" and alone["ITL p99"] == "n/a"
+    assert alone["TTFT p50"] == "replicas and split were not measured so" and "ITL p99" not in alone
     assert one_by_one([])[0]["arrivals/s"] == MISSING
 
 

@@ -108,9 +108,9 @@ def test_the_best_at_each_figure_is_named_with_its_multiple() -> None:
     ]
     assert winners(rows) == [
         "128 new tokens, all at once: largest multiple of sequential in the same rounds replicas × 2, MPS (1.20); "
-        "most output tok/s replicas × 4, MPS (12,600).",
-        "128 new tokens, 5 arrivals/s: shortest TTFT p50 sequential (20); shortest TTFT p99 split × 2, shared "
-        "(45, 0.90 × sequential's); shortest ITL p99 split × 2, shared (10, 0.25 × sequential's).",
+        "most output tok/s replicas × 4, MPS (12,600.0).",
+        "128 new tokens, 5 arrivals/s: shortest TTFT p50 sequential (20.0); shortest TTFT p99 split × 2, shared "
+        "(45.0, 0.90 × sequential's); shortest ITL p99 split × 2, shared (10.0, 0.25 × sequential's).",
     ]
     assert best_row(rows[1:2], "output_throughput") is None, "nothing to compare with"
     assert winners([]) == []

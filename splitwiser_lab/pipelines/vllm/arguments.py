@@ -11,6 +11,7 @@ from splitwiser_lab.pipelines.vllm.placement import EngineRole, VllmPlacement
 from splitwiser_lab.pipelines.vllm.settings import EngineSettings
 from splitwiser_lab.pipelines.vllm.source import VllmModel
 
+Kind = tuple[object, ...]
 _GRAPH_STEP, _SMALL_GRAPHS = 8, (1, 2, 4)  # tokens between two batch sizes that vLLM captures, and those below
 _MOST_CAPTURED = 512  # tokens: vLLM's own limit by default
 
@@ -27,13 +28,12 @@ def engine_arguments(
     """The fields of vLLM's EngineArgs for one engine with `kv_bytes` of KV cache."""
     kind, most, chunk = device.type, work.total, placement.chunk_tokens
     sequences = settings.at_once(max(2, min(work.at_once, chunk or work.at_once)))  # a step has a token for each
-    whole = step_tokens(most, role.part, kind)
     given: dict[str, Any] = {
         "model": model.folder.name,  # the engine's working folder is the one around it
         "dtype": model.dtype,
         "max_model_len": most,
         "max_num_seqs": sequences,
-        "max_num_batched_tokens": chunk or max(whole, sequences),
+        "max_num_batched_tokens": chunk or max(sequences, step_tokens(most, role.part, kind)),
         "enable_chunked_prefill": chunk is not None,
         "enable_prefix_caching": False,
         "enforce_eager": settings.eager or kind == "cpu",
@@ -67,3 +67,9 @@ def _largest_graph(tokens: int) -> int:
     either way, so that half of the captures, and their seconds at each start, serve nothing here.
     """
     return next((size for size in _SMALL_GRAPHS if size >= tokens), -(-tokens // _GRAPH_STEP) * _GRAPH_STEP)
+
+
+def kind_of(arguments: dict[str, Any], placement: VllmPlacement) -> Kind:
+    """What vLLM compiles for: engines of one kind share the result, which it keeps."""
+    shape = ("model", "dtype", "max_model_len", "max_num_batched_tokens", "max_cudagraph_capture_size")
+    return (*(arguments.get(name) for name in shape), placement.connector is None)

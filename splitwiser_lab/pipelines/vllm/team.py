@@ -21,7 +21,7 @@ from splitwiser_lab.lanes.support import index_of
 from splitwiser_lab.model import products
 from splitwiser_lab.pipelines.memory import settled_free_bytes
 from splitwiser_lab.pipelines.team import daemon_for
-from splitwiser_lab.pipelines.vllm.arguments import engine_arguments
+from splitwiser_lab.pipelines.vllm.arguments import Kind, engine_arguments, kind_of
 from splitwiser_lab.pipelines.vllm.memory import Work, folder_for, kv_budget
 from splitwiser_lab.pipelines.vllm.placement import EngineRole, VllmPlacement
 from splitwiser_lab.pipelines.vllm.process import EngineProcess, check_version, engine_environment
@@ -30,7 +30,6 @@ from splitwiser_lab.pipelines.vllm.source import VllmModel
 from splitwiser_lab.shared_memory import Buffer, DeviceHandle, allocate
 
 _START_SECONDS = 600.0  # a first start on a GPU compiles
-_Kind = tuple[object, ...]  # what vLLM compiles for: engines of one kind share the result, which it keeps
 _Start = Callable[[], None]
 
 
@@ -69,7 +68,7 @@ class Team:
         self._python, self._model, self._device, self._settings = python, model, torch.device(device), settings
         self._buffer, self._folder = None, None
         self._begun, self._waiting = time.perf_counter(), list[str]()  # names of engines that were not waited for
-        self._later: list[tuple[_Kind, str, _Start]] = []
+        self._later: list[tuple[Kind, str, _Start]] = []
         host = free_memory_bytes("cpu")
         self.budget = kv_budget(placement, model, device, work, settled_free_bytes(device), host)
         self._daemon: MpsDaemon | None = daemon_for(index_of(self._device)) if placement.mps else None
@@ -180,7 +179,7 @@ class Team:
                 self._model, self.placement, role, self.work, self._settings, self._device, kv_bytes
             )
             start = partial(self._start_one, role, arguments, cores if on_cpu else None, inherited)
-            kind = None if on_cpu or arguments["enforce_eager"] else _kind(arguments, self.placement)
+            kind = None if on_cpu or arguments["enforce_eager"] else kind_of(arguments, self.placement)
             if kind is not None and _compiling(kind):
                 self._later.append((kind, role.name, start))
                 continue
@@ -280,16 +279,16 @@ def _described(buffer: Buffer | None) -> dict[str, Any]:
     return {"fd": handle}
 
 
-_first: dict[_Kind, tuple[Team, str] | None] = {}  # who compiles for a kind, or None: somebody has
+_first: dict[Kind, tuple[Team, str] | None] = {}  # who compiles for a kind, or None: somebody has
 
 
-def _compiling(kind: _Kind) -> bool:
+def _compiling(kind: Kind) -> bool:
     """Whether an engine of this kind, of whatever team, is starting for the first time."""
     team, name = _first.get(kind) or (None, "")
     return team is not None and name in team._waiting
 
 
-def _await_first(kind: _Kind) -> None:
+def _await_first(kind: Kind) -> None:
     """Wait for it. Raises as `await_ready`; then all engines of its team have ended."""
     team, name = _first.get(kind) or (None, "")
     if team is None or name not in team._waiting:
@@ -299,8 +298,3 @@ def _await_first(kind: _Kind) -> None:
     except BaseException:
         team.close()
         raise
-
-
-def _kind(arguments: dict[str, Any], placement: VllmPlacement) -> _Kind:
-    shape = ("model", "dtype", "max_model_len", "max_num_batched_tokens", "max_cudagraph_capture_size")
-    return (*(arguments.get(name) for name in shape), placement.connector is None)
