@@ -35,6 +35,8 @@ def notes(found: Comparison) -> list[str]:
     base, *others = found.runs
     said = [f"Every figure is the median of {len(base.results)} interleaved repeats, with the lowest and highest."]
     said.append(f"Tokens are compared with {found.reference}, one request at a time.")
+    if found.disturbed:
+        said.append(f"Not to be believed: {found.disturbed}")
     for run in others:
         ours, theirs = run.samples(), base.samples()
         for figure, name, more_is_better in (

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 SCHEMA = "splitwiser-lab/comparison/1"
 _WARM_UP_REQUESTS = 2
+_PERFECT_GAIN = 2.0  # two phases that do not feel each other
 _COLUMNS = {  # of the table: heading -> (figure, digits)
     "TTFT p50 ms": ("median_ttft_ms", 0),
     "TPOT p50 ms": ("median_tpot_ms", 1),
@@ -97,6 +98,19 @@ class Comparison(Document):
         """No mode wrote a token that the reference did not."""
         return all(run.tokens_identical for run in self.runs)
 
+    @property
+    def disturbed(self) -> str:
+        """Which overlap gains are more than two phases can have that share a machine, and why; empty where none is."""
+        gains = {run.mode: run.samples().get("overlap_gain", []) for run in self.runs}
+        beyond = [mode for mode, values in gains.items() if values and median(values) > _PERFECT_GAIN]
+        if not beyond:
+            return ""
+        return (
+            f"the overlap gain of {' and '.join(beyond)} is above {_PERFECT_GAIN:g}, what two phases have that do not "
+            "feel each other: other programs probably kept this machine busy while the phases ran alone. Measure again "
+            "when it is quiet."
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """Everything measured, ready for JSON."""
         return {
@@ -134,6 +148,8 @@ class Comparison(Document):
             table.add_row(*(str(cell).replace(" (", "\n(") for cell in row.values()))
         count = len(self.runs[0].results)
         table.caption = f"median of {count} interleaved repeats (lowest–highest); tokens against {self.reference}"
+        if self.disturbed:
+            table.caption += f"\n{self.disturbed}"
         return table
 
     def __str__(self) -> str:

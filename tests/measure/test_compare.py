@@ -6,6 +6,7 @@ import functools
 import json
 import pickle
 import time
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from tiny_models import build, generated, prompts_of, tiny
 import splitwiser_lab as sl
 from splitwiser_lab.engine.engine import Engine
 from splitwiser_lab.errors import LaneError
+from splitwiser_lab.lab.comparison_report import notes
 from splitwiser_lab.lanes.inline import InlineLane
 from splitwiser_lab.measure import bench as bench_module
 from splitwiser_lab.measure import overlap as overlap_module
@@ -126,6 +128,13 @@ class TestCompare:
         text = str(comparison)
         assert all(mode in text for mode in ("sequential", "chunked", "processes"))
         assert text.count("identical") == 4 and "…" not in text
+
+    def test_a_gain_that_two_phases_cannot_have_is_not_to_be_believed(self, comparison: Any) -> None:
+        first, *others = comparison.runs
+        for together, disturbed in ((10.0, False), (70.0, True)):
+            run = replace(first, overlaps=[Overlap(first.mode, 10.0, 10.0, together, 5.0)])
+            found = replace(comparison, runs=[run, *others])
+            assert ("Measure again" in str(found)) == disturbed == ("Not to be believed" in " ".join(notes(found)))
 
     def test_a_wrong_token_is_found_and_counted(self) -> None:
         other = build("llama", seed=1)
